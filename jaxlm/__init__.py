@@ -1,0 +1,1 @@
+"""Sequence models with memory, as pure functions."""

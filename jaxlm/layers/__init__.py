@@ -1,0 +1,1 @@
+"""Modules with weights and no time."""

@@ -1,0 +1,73 @@
+"""Long Expressive Memory: two gated states on two learned time scales."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.initializers import Uniform
+from jaxlm.mixers.base import Mixer, leaf
+from jaxlm.module import Spec
+from jaxlm.ops.dense import dense
+from jaxlm.ops.scan import scan
+from jaxlm.typing import Array, Params, State, wide
+
+
+class LEM(Mixer):
+    """Long Expressive Memory (Rusch et al. 2022, eq. 3).
+
+    Δ̄_n = Δt σ(W_2 y_{n-1} + V_2 u_n + b_2)           Δ_n = Δt σ(W_1 y_{n-1} + V_1 u_n + b_1)
+    z_n = (1 - Δ_n) z_{n-1} + Δ_n tanh(W_z y_{n-1} + V_z u_n + b_z)
+    y_n = (1 - Δ̄_n) y_{n-1} + Δ̄_n tanh(W_y z_n + V_y u_n + b_y)          y reads the NEW z
+
+    input    u        (b, t, i)      i = inputs, by default the width
+    output   y        (b, t, d)
+    state    y, z     (b, d)
+    dt       Δt in (0, 1], not trained
+    The gate axis (4) of the input map is ordered Δ̄, Δ, drive of y, drive of z; of the hidden map (3) Δ̄, Δ, drive of z.
+    """
+
+    width: int
+    inputs: int | None = None
+    dt: float = 1.0
+
+    paper = "Rusch et al. 2022"
+
+    def __post_init__(self):
+        self.check(0 < self.dt <= 1, "dt", "a time step in (0, 1]")
+
+    @property
+    def reads(self) -> int:
+        return self.width if self.inputs is None else self.inputs
+
+    def params(self):
+        m, init = self.width, Uniform(-1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+        return {
+            "input": Spec((self.reads, 4, m), ("embed", None, "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 3, m), ("embed", None, "state"), init, ins=("embed",)),
+            "memory": Spec((m, m), ("embed", "state"), init, ins=("embed",)),
+            "bias": Spec((4, m), (None, "state"), init, keep=True),
+        }
+
+    def state(self, batch: int, room: int = 0):
+        one = leaf(batch, (self.width,), ("state",))
+        return {"y": one, "z": one}
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
+    ) -> tuple[Array, State]:
+        state, fresh = self.enter(params, x, state, starts)
+        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
+        hidden, memory = params["hidden"], params["memory"]
+
+        def step(u: Array, s: State) -> tuple[Array, State]:
+            y, z = s["y"], s["z"]
+            h = wide(dense(y.astype(x.dtype), hidden))
+            slow = self.dt * jax.nn.sigmoid(u[:, 0] + h[:, 0])
+            fast = self.dt * jax.nn.sigmoid(u[:, 1] + h[:, 1])
+            z = (1 - fast) * z + fast * jnp.tanh(u[:, 3] + h[:, 2])
+            y = (1 - slow) * y + slow * jnp.tanh(u[:, 2] + wide(dense(z.astype(x.dtype), memory)))
+            return y, {"y": y, "z": z}
+
+        ys, state = scan(step, drive, state, starts, fresh)
+        return ys.astype(x.dtype), state

@@ -1,0 +1,6 @@
+"""Whole models: they take tokens or vectors and give logits or readouts."""
+
+from jaxlm.models.lm import LM
+from jaxlm.models.sequence import SequenceModel
+
+__all__ = ["LM", "SequenceModel"]

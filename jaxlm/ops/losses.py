@@ -1,0 +1,42 @@
+"""Losses on arrays."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.ops.dense import dense
+from jaxlm.typing import Array, wide
+
+WIDE_NUMBERS = 1 << 24  # logits held wide at once; beyond, the loss goes over tokens in pieces
+
+
+def nats(logits: Array, targets: Array) -> Array:
+    """Cross-entropy of each token.   logits (..., n), targets (...) int -> (...) nats, wide"""
+    logits = wide(logits)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def cross_entropy(x: Array, w: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
+    """Summed cross-entropy of a linear readout, never holding more than WIDE_NUMBERS wide logits at once.
+
+    x           (b, t, d)
+    w           (d, n)              readout
+    targets     (b, t) int
+    weights     (b, t)              0 leaves a token out
+    ->          sum of weighted nats, sum of weights
+    """
+    b, t, d = x.shape
+    pieces = -(-b * t * w.shape[1] // WIDE_NUMBERS)
+    if pieces <= 1:
+        return jnp.sum(nats(dense(x, w), targets) * weights), jnp.sum(weights)
+    pad = -(b * t) % pieces
+    flat = [a.reshape(b * t, *a.shape[2:]) for a in (x, targets, weights)]
+    flat = [jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape(pieces, -1, *a.shape[1:]) for a in flat]
+
+    @jax.checkpoint
+    def body(total, piece):
+        x, targets, weights = piece
+        return total + jnp.sum(nats(dense(x, w), targets) * weights), None
+
+    total, _ = jax.lax.scan(body, jnp.zeros((), wide(x).dtype), tuple(flat))
+    return total, jnp.sum(weights)

@@ -1,0 +1,22 @@
+"""Strict tests: 8 simulated CPU devices, no silent rank or dtype promotion, fast compiles."""
+
+import os
+
+# Read once when the backend starts: compile time dominates this suite, so XLA need not polish the code.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def x64():
+    """Run one test in float64."""
+    with jax.enable_x64(True):
+        yield
