@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Tree = Any  # nested dicts whose leaves are arrays, Specs or shardings
@@ -22,4 +23,4 @@ def wide(x: Array) -> Array:
     """At least float32: bfloat16 and float16 widen, float32 and float64 stay, complex stays."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return x
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, np.float32))  # numpy's: jnp's raises under strict promotion
