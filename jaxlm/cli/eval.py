@@ -1,0 +1,44 @@
+"""jaxlm eval RUN [--data FILE]"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxlm.cli import say
+from jaxlm.data import Evaluation, TextFiles, pack
+from jaxlm.sharding import mesh as make_mesh
+from jaxlm.train.loop import evaluate, restore_weights
+from jaxlm.train.rundir import RunDirectory
+from jaxlm.train.step import evaluation_step
+
+
+def main(args: list[str]) -> None:
+    """Bits per byte of a run."""
+
+    def command(
+        run: Annotated[Path, tyro.conf.Positional], data: Path | None = None, length: int | None = None, rows: int = 0
+    ) -> None:
+        """Bits per byte of a run on its held-out text, or on a file or folder.
+
+        Args:
+            run: The run's directory.
+            data: A text file, folder or .gz; all of it is scored. Default: the run's own held-out text.
+            length: Tokens a row; default: as in training.
+            rows: Read only that many rows; 0: all.
+        """
+        exp = RunDirectory(run).experiment()
+        if data is None:
+            text = exp.data.evaluation(length)
+        else:
+            corpus = TextFiles((str(data),))
+            documents = [d for split in ("train", "held_out") for d in corpus.documents(split)]
+            text = Evaluation(pack(documents, exp.data.tokenizer), length or exp.data.length)
+        step, params = restore_weights(exp, run, say)
+        exp = dataclasses.replace(exp, batch=min(exp.batch, max(1, text.rows)) if not exp.mesh else exp.batch)
+        mesh = make_mesh(exp.mesh)
+        bits = evaluate(exp, mesh, evaluation_step(exp, mesh), params, text, rows)
+        print(f"{bits:.4f} bits per byte  {text.stream.bytes:,} bytes of {data or 'held-out text'}, after step {step}")
+
+    tyro.cli(command, prog="jaxlm eval", args=args)

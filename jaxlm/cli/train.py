@@ -1,0 +1,148 @@
+"""jaxlm train [CONFIG] [--knobs]"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm.cli import say
+from jaxlm.cli.knobs import parse
+from jaxlm.cli.progress import Progress
+from jaxlm.data import baselines
+from jaxlm.errors import ConfigError
+from jaxlm.files import save
+from jaxlm.generate import Sampling, generate
+from jaxlm.train.config import build, find_config, known_configs, load_config
+from jaxlm.train.experiment import Experiment
+from jaxlm.train.loop import Result, Run
+from jaxlm.train.report import JsonLines, TensorBoard, loss_curve
+from jaxlm.train.rundir import RunDirectory, new_run, newest_run
+
+RUNS = Path("runs")
+
+
+def options(run_dir: Path | None = None, resume: bool = False) -> None:
+    """Where the run goes.
+
+    Args:
+        run_dir: Directory of the run. If it holds a run already, that run goes on. Default: runs/NAME-date-time.
+        resume: Go on with the newest run of this config under runs/.
+    """
+
+
+def main(args: list[str]) -> None:
+    """Train a config, or go on with a run."""
+    named = args[0] if args and not args[0].startswith("-") else None
+    args = args[1:] if named is not None else args
+    place = existing(named, args)
+    if place is None:
+        config = find_config(named or "quickstart")
+        function = load_config(config)
+        knobs, opts = parse_train(config.stem, function, args)
+        exp = build(function, knobs)
+        place = RunDirectory(opts["run_dir"]) if opts["run_dir"] else new_run(RUNS, exp.name)
+        progress = Progress()
+        run = prepare(exp, place, progress, lambda: place.create(config, knobs, exp))
+    else:
+        progress = Progress()
+        exp = resumed(place, named, args, progress.note)
+        run = prepare(exp, place, progress, lambda: None)
+    progress.note(f"{place.path}  {exp.name}: {summary(exp)}")
+    with progress:
+        result = run()
+    finish(exp, place, result, run, progress)
+
+
+def existing(named: str | None, args: list[str]) -> RunDirectory | None:
+    """The run that the arguments ask to go on with, if they do. Looked at before the config's own flags are known."""
+    if "--help" in args or "-h" in args:
+        return None
+    for i, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag in ("--run-dir", "--run_dir"):
+            value = value or (args[i + 1] if i + 1 < len(args) else "")
+            if value and RunDirectory(Path(value)).exists:
+                return RunDirectory(Path(value))
+            if "--resume" in args:
+                raise ConfigError(f"--run-dir = {value!r}: expected a run to go on with (it has no run.json)")
+            return None
+    return newest_run(RUNS, find_config(named or "quickstart").stem) if "--resume" in args else None
+
+
+def parse_train(
+    name: str, function: Callable[..., Experiment], args: list[str], defaults: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    about = f"Train {name}. Other configs: {', '.join(known_configs())}, or a path."
+    return parse(f"jaxlm train {name}", about, function, options, args, defaults)
+
+
+def resumed(place: RunDirectory, named: str | None, args: list[str], note: Callable[[str], None]) -> Experiment:
+    """The experiment of a run that goes on: its own config and arguments, but for those given anew."""
+    about = place.about
+    if named is not None and find_config(named).resolve() != Path(about["config"]):
+        raise ConfigError(f"--run-dir = {str(place.path)!r}: holds a run of {about['config']}; expected that config, or none")
+    place.differs_from(note)
+    function = load_config(place.path / "config.py")
+    knobs, _ = parse_train(about["name"], function, args, {k: immutable(v) for k, v in about["arguments"].items()})
+    changed = {k: v for k, v in knobs.items() if immutable(about["arguments"].get(k)) != v}
+    if changed:
+        note("changed in this run: " + ", ".join(f"{k} {about['arguments'].get(k)} -> {v}" for k, v in changed.items()))
+    return place.experiment(changed)
+
+
+def immutable(value: Any) -> Any:
+    """JSON has no tuples: lists were tuples."""
+    return tuple(immutable(v) for v in value) if isinstance(value, list) else value
+
+
+def prepare(exp: Experiment, place: RunDirectory, progress: Progress, create: Callable[[], None]) -> Run:
+    """Everything that can be wrong is found here, before the first directory is made by `create`."""
+    run = Run(exp, place.path, [], create)
+    run.listeners = [progress, JsonLines(place.path / "metrics.jsonl"), TensorBoard(place.path / "tensorboard")]
+    return run
+
+
+def summary(exp: Experiment) -> str:
+    from jaxlm.module import count
+
+    devices = exp.mesh or "one device"
+    return f"{count(exp.model):,} weights, {exp.steps} steps of {exp.batch} x {exp.data.length} tokens on {devices}"
+
+
+def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progress: Progress) -> None:
+    """Compare, draw, export, and show a sample."""
+    rows = {"this run": result.bits_per_byte}
+    if exp.baselines:
+        rows |= baselines(exp.data.corpus.documents("train"), exp.data.corpus.documents("held_out"))
+    report = {
+        "name": exp.name,
+        "steps": result.step,
+        "loss": result.loss,
+        "bits_per_byte": rows,
+        "held_out_bytes": run.held_out.stream.bytes,
+        "seconds": round(result.seconds, 1),
+        **{k: place.about[k] for k in ("arguments", "versions")},
+    }
+    (place.path / "result.json").write_text(json.dumps(report, indent=1))
+    loss_curve(place.path / "metrics.jsonl", place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"})
+    params = jax.device_get(result.params)
+    save(place.path, exp.model, params)
+    run.emit("end")
+    progress.table("held-out bits per byte", rows)
+    if exp.sample:
+        text = sample(exp, params, exp.prompt, exp.sample, Sampling(temperature=0.8), exp.seed)
+        (place.path / "sample.txt").write_text(text)
+        progress.text("a sample at temperature 0.8", text)
+    say(f"{place.path}: loss.png, metrics.jsonl, model.json; go on with: jaxlm sample {place.path} --prompt TEXT")
+
+
+def sample(exp: Experiment, params: Any, prompt: str, tokens: int, how: Sampling, seed: int) -> str:
+    """The prompt and `tokens` tokens after it, as text."""
+    import numpy as np
+
+    tokenizer = exp.data.tokenizer
+    ids = np.concatenate([[tokenizer.bos], tokenizer.encode(prompt.encode())]).astype(np.int32)
+    out, _ = generate(exp.model, params, jax.numpy.asarray(ids)[None], tokens, jax.random.key(seed), how)
+    return prompt + tokenizer.decode(np.asarray(out[0]))

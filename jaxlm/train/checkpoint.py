@@ -1,0 +1,135 @@
+"""Checkpoints that are written behind the run's back, checked when they are read, and never trusted blindly.
+
+Orbax writes them asynchronously and makes each visible only when it is complete. Beside the values lies their
+fingerprint, an exact integer computed on the devices: one changed bit is noticed on any mesh, and the one before is used.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.errors import ConfigError
+from jaxlm.module import path_name
+from jaxlm.typing import Array, Tree
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; says which one is the last good one."""
+
+
+def words(x: Array) -> Array:
+    """The bits of an array as uint32 numbers, flat."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32).reshape(-1)
+    size = x.dtype.itemsize
+    return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)).astype(jnp.uint32).reshape(-1)
+
+
+@jax.jit
+def fingerprint(tree: Tree) -> Array:
+    """uint32 of all bits of a tree: a sum with odd weights, exact in any order, so that it does not depend on the mesh."""
+    total = jnp.zeros((), jnp.uint32)
+    for i, x in enumerate(jax.tree.leaves(tree)):
+        w = words(x)
+        odd = 2 * jnp.arange(w.size, dtype=jnp.uint32) + 1
+        total = total * jnp.uint32(1_000_003) + jnp.sum(w * odd, dtype=jnp.uint32) + jnp.uint32(i)
+    return total
+
+
+def flat(tree: Tree) -> dict[str, Any]:
+    """Leaves by path: the layout on disk does not depend on the classes of optimizer states."""
+    return {path_name(path).replace("/", "."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    directory   where they lie, one folder a step
+    keep        how many complete ones stay
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        import orbax.checkpoint as ocp  # 0.5 s: only where a run is trained or read
+
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.ocp, self.directory = ocp, Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, newest first."""
+        return sorted(self.manager.all_steps(read=True), reverse=True)
+
+    def save(self, step: int, tree: Tree, wait: bool = False) -> None:
+        """Begin to write; the tree is copied before this returns, and may be donated afterwards."""
+        if step in self.steps():
+            return self.wait()
+        meta = {"step": step, "fingerprint": int(fingerprint(tree))}
+        args = self.ocp.args.Composite(values=self.ocp.args.StandardSave(flat(tree)), meta=self.ocp.args.JsonSave(meta))
+        self.guard(lambda: self.manager.save(step, args=args, force=True), step)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is complete."""
+        self.guard(self.manager.wait_until_finished, None)
+
+    def guard(self, action: Callable[[], Any], step: int | None) -> None:
+        try:
+            action()
+        except Exception as e:
+            good = self.steps()
+            last = f"the last good one is step {good[0]}" if good else "none was complete"
+            what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise SaveError(f"{self.directory}: cannot write {what}: {first_line(e)}; {last}") from e
+
+    def restore(self, target: Tree, note: Callable[[str], None]) -> tuple[int, Tree]:
+        """(step, values) of the newest checkpoint that reads and whose fingerprint holds; damaged ones are set aside.
+
+        target   tree of jax.ShapeDtypeStruct with shardings
+        """
+        tried = self.steps()
+        for step in tried:
+            try:
+                values = self.read(step, target)
+            except Exception as e:
+                note(f"checkpoint {step} is damaged ({first_line(e)}); going back to the one before")
+                self.set_aside(step)
+                continue
+            return step, values
+        found = f"all of {tried} are damaged" if tried else "there is none"
+        raise ConfigError(f"{self.directory}: expected a readable checkpoint, but {found}")
+
+    def read(self, step: int, target: Tree) -> Tree:
+        args = self.ocp.args.Composite(
+            values=self.ocp.args.StandardRestore(flat(target)), meta=self.ocp.args.JsonRestore()
+        )
+        out = self.manager.restore(step, args=args)
+        leaves = [out["values"][name] for name in flat(target)]
+        tree = jax.tree.unflatten(jax.tree.structure(target), leaves)
+        if int(fingerprint(tree)) != out["meta"]["fingerprint"]:
+            raise ValueError("its values differ from their fingerprint")
+        return tree
+
+    def set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint out of the way: nothing is deleted."""
+        aside = self.directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        place = aside / str(step)
+        while place.exists():
+            place = place.with_name(place.name + "_")
+        (self.directory / str(step)).rename(place)
+        self.manager.reload()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def first_line(e: BaseException) -> str:
+    """The first line of an error, short enough for one line."""
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {lines[0][:160]}" if lines else type(e).__name__

@@ -1,0 +1,200 @@
+"""The training loop: batches in, checkpoints and events out. It prints nothing; listeners do."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm.data import Evaluation
+from jaxlm.errors import ConfigError
+from jaxlm.sharding import mesh as make_mesh
+from jaxlm.train.checkpoint import Checkpoints
+from jaxlm.train.experiment import Experiment
+from jaxlm.train.step import TrainState, batch_sharding, create, evaluation_step, train_step
+from jaxlm.typing import Params
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved.   signal: its number; step: of the checkpoint"""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved")
+        self.signum, self.step = signum, step
+
+
+class Diverged(ArithmeticError):
+    """The loss is not finite: the run ends, its last checkpoint stays as it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run gives.   bits_per_byte of the held-out text, seconds of this call, params as they ended"""
+
+    params: Params
+    step: int
+    loss: float
+    bits_per_byte: float
+    seconds: float
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list, to be looked at between two updates; a second one acts at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {}
+
+    def handler(signum: int, frame: Any) -> None:
+        caught.append(signum)
+        signal.signal(signum, before[signum])
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        before[signum] = signal.signal(signum, handler)
+    try:
+        yield caught
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def placed(exp: Experiment, mesh: Any, batch: dict) -> dict:
+    """A batch of numpy rows on the devices that need them."""
+    where = batch_sharding(exp, mesh, batch["tokens"].shape)
+    return {name: jax.device_put(value, where) for name, value in batch.items()}
+
+
+def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0) -> float:
+    """Bits per byte of a text; `rows` > 0 reads only that many rows of it."""
+    total = rows and min(rows, text.rows) or text.rows
+    nats = weight = 0.0
+    for i in range(-(-total // exp.batch)):
+        n, w = step(params, placed(exp, mesh, text.batch(i, exp.batch)))
+        nats, weight = nats + float(n), weight + float(w)
+    return text.stream.bits_per_byte(nats, weight)
+
+
+class Run:
+    """One experiment in one directory: everything that the loop needs, made once."""
+
+    def __init__(
+        self,
+        exp: Experiment,
+        directory: Path,
+        listeners: Sequence[Listener] = (),
+        create: Callable[[], None] = lambda: None,
+    ):
+        """create: called when everything was found usable, before anything is written to the directory"""
+        self.exp, self.directory, self.listeners = exp, Path(directory), listeners
+        self.mesh = make_mesh(exp.mesh)
+        batch_sharding(exp, self.mesh, (exp.batch // exp.accumulate, exp.data.length))  # raises before anything is read
+        self.make, self.target = create(exp, self.mesh)
+        self.update, self.score = train_step(exp, self.mesh), evaluation_step(exp, self.mesh)
+        self.training = exp.data.training(exp.seed)
+        self.held_out = exp.data.evaluation()
+        create()
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", exp.keep)
+
+    def emit(self, kind: str, **values: Any) -> None:
+        for listener in self.listeners:
+            listener({"kind": kind, **values})
+
+    def begin(self) -> TrainState:
+        """The state of the newest good checkpoint, or a new one."""
+        if not self.checkpoints.steps():
+            return self.make()
+        step, state = self.checkpoints.restore(self.target, lambda text: self.emit("note", text=text))
+        self.emit("resume", step=step)
+        return state
+
+    def save(self, state: TrainState, wait: bool = False) -> None:
+        self.checkpoints.save(int(state.step), state, wait)
+        self.emit("save", step=int(state.step))
+
+    def evaluate(self, params: Params, step: int, rows: int) -> float:
+        bits = evaluate(self.exp, self.mesh, self.score, params, self.held_out, rows)
+        self.emit("evaluation", step=step, bits_per_byte=bits, whole=not rows)
+        return bits
+
+    def __call__(self) -> Result:
+        """Train to the last step; returns what it ended with, or raises Stopped after saving."""
+        began = time.monotonic()
+        with signals_noted() as caught:
+            try:
+                state = self.begin()
+                state, loss = self.updates(state, caught)
+                self.save(state)
+                bits = self.evaluate(state.params, self.exp.steps, 0)
+                self.checkpoints.wait()
+            finally:
+                self.checkpoints.close()
+        return Result(state.params, self.exp.steps, loss, bits, time.monotonic() - began)
+
+    def updates(self, state: TrainState, caught: list[int]) -> tuple[TrainState, float]:
+        exp, first, loss = self.exp, int(state.step), math.nan
+        clock = Clock(exp, first)
+        self.emit("begin", step=first, steps=exp.steps)
+        for step in range(first + 1, exp.steps + 1):
+            batch = self.training.batch(step - 1, exp.batch)
+            state, metrics = self.update(state, placed(exp, self.mesh, batch))
+            due = step % exp.log_every == 0 or step in (first + 1, exp.steps)
+            if due:
+                loss = float(metrics["loss"])
+                if not math.isfinite(loss):
+                    raise Diverged(f"loss = {loss} at step {step}: expected a finite number; try a smaller --lr")
+                weight = float(metrics["weight"])
+                bits = self.training.stream.bits_per_byte(loss * weight, weight)
+                norm = float(metrics["norm"])
+                self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **clock.tick(step))
+            last = step == exp.steps
+            if caught:
+                self.save(state, wait=True)
+                raise Stopped(caught[0], step)
+            if exp.save_every and step % exp.save_every == 0 and not last:
+                self.save(state)
+            if exp.evaluate_every and step % exp.evaluate_every == 0 and not last:
+                self.evaluate(state.params, step, exp.evaluate_rows)
+        return state, loss
+
+
+class Clock:
+    """Rate and time to go, from the updates after the compiling one."""
+
+    def __init__(self, exp: Experiment, first: int):
+        self.exp, self.first = exp, first
+        self.began, self.steady = time.monotonic(), None
+
+    def tick(self, step: int) -> dict[str, float]:
+        """{tokens_per_second, seconds_left, seconds}; rate 0 until two updates are done."""
+        now = time.monotonic()
+        if self.steady is None:
+            self.steady = (now, step)
+        since, at = self.steady
+        rate = (step - at) / (now - since) if step > at else 0.0
+        left = (self.exp.steps - step) / rate if rate else 0.0
+        per_step = self.exp.batch * self.exp.data.length
+        return {"tokens_per_second": rate * per_step, "seconds_left": left, "seconds": now - self.began}
+
+
+def restore_weights(exp: Experiment, directory: Path, note: Callable[[str], None]) -> tuple[int, Params]:
+    """(step, weights) of the newest good checkpoint of a run."""
+    if not (Path(directory) / "checkpoints").is_dir():
+        raise ConfigError(f"run = {str(directory)!r}: expected a run directory with checkpoints")
+    _, target = create(exp, make_mesh(exp.mesh))
+    checkpoints = Checkpoints(Path(directory) / "checkpoints", exp.keep)
+    try:
+        step, state = checkpoints.restore(target, note)
+    finally:
+        checkpoints.close()
+    return step, state.params

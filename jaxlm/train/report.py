@@ -1,0 +1,81 @@
+"""Files that a run leaves: JSON lines, TensorBoard, the loss curve. Each is a listener of the loop's events."""
+
+import json
+from pathlib import Path
+
+from jaxlm.train.loop import Event
+
+LOGGED = ("update", "evaluation")
+
+
+class JsonLines:
+    """metrics.jsonl: one event a line. On resuming, lines after the resumed step are dropped: they are written again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        if event["kind"] in ("resume", "begin"):
+            kept = [e for e in read_metrics(self.path) if e["step"] <= event["step"]]
+            self.path.write_text("".join(json.dumps(e) + "\n" for e in kept))
+        elif event["kind"] in LOGGED:
+            with self.path.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+
+
+def read_metrics(path: Path) -> list[Event]:
+    """Events of a metrics.jsonl; a line that a kill cut short is left out."""
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, under tensorboard/ of the run."""
+
+    def __init__(self, directory: Path):
+        from tensorboardX import SummaryWriter  # 0.3 s: only in a run
+
+        self.writer = SummaryWriter(str(directory), flush_secs=10)
+
+    def __call__(self, event: Event) -> None:
+        if event["kind"] in LOGGED:
+            for name, value in event.items():
+                if name not in ("kind", "step") and isinstance(value, int | float):
+                    self.writer.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        elif event["kind"] == "end":
+            self.writer.close()
+
+
+def loss_curve(metrics: Path, picture: Path, references: dict[str, float] | None = None) -> None:
+    """Draw training loss and held-out bits per byte over steps, references as dotted lines."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    events = read_metrics(metrics)
+    train = [(e["step"], e["loss"] / np.log(2)) for e in events if e["kind"] == "update"]
+    held = [(e["step"], e["bits_per_byte"]) for e in events if e["kind"] == "evaluation"]
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    if train:
+        axes.plot(*zip(*train, strict=True), color="0.6", linewidth=0.8, label="training, bits a token")
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", color="C0", markersize=4, label="held out, bits a byte")
+    for name, value in (references or {}).items():
+        axes.axhline(value, color="C3", linestyle=":", linewidth=1)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="C3")
+    axes.set(xlabel="step", ylabel="bits")
+    if held or train:
+        low = min([v for _, v in held] + list((references or {}).values()) + [v for _, v in train])
+        high = np.quantile([v for _, v in train], 0.98) if train else max(v for _, v in held)
+        axes.set_ylim(0.9 * low, 1.05 * max(high, low))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,119 @@
+"""A run directory: the config's copy, its arguments, metrics, pictures, checkpoints. It can be gone on with."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm.errors import ConfigError
+from jaxlm.files import encode
+from jaxlm.train.config import build, load_config
+from jaxlm.train.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run.
+
+    config.py       the config as it was
+    run.json        its name, origin, arguments, model and versions
+    metrics.jsonl   losses and evaluations
+    tensorboard/    the same for TensorBoard
+    loss.png        the same as a picture
+    checkpoints/    everything that the run carries, by step;  damaged/ what could not be read
+    model.json, params.safetensors, sample.txt, result.json      at the end
+    """
+
+    path: Path
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """run.json."""
+        if not self.exists:
+            raise ConfigError(f"run = {str(self.path)!r}: expected a run directory (it has no run.json)")
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"{self.path / 'run.json'}: not readable as JSON: {e}") from e
+
+    def create(self, config: Path, knobs: dict[str, Any], exp: Experiment) -> None:
+        """Write what the run is, before it begins."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.py").write_bytes(config.read_bytes())
+            about = {
+                "name": exp.name,
+                "config": str(config.resolve()),
+                "arguments": knobs,
+                "model": encode(exp.model),
+                "versions": versions(),
+            }
+            temporary = self.path / "run.json.new"
+            temporary.write_text(json.dumps(about, indent=1))
+            temporary.replace(self.path / "run.json")  # last: a directory with run.json is a whole one
+        except OSError as e:
+            raise ConfigError(f"run directory = {str(self.path)!r}: cannot be written: {e.strerror or e}") from e
+
+    def experiment(self, changes: dict[str, Any] | None = None) -> Experiment:
+        """The run's experiment from its own copy of the config, with some arguments changed."""
+        about = self.about
+        function = load_config(self.path / "config.py")
+        exp = build(function, {**about["arguments"], **(changes or {})})
+        if encode(exp.model) != about["model"]:
+            raise ConfigError(
+                f"run directory = {str(self.path)!r}: holds a run of another model; expected {first_difference(about['model'], encode(exp.model))}"
+            )
+        return exp
+
+    def differs_from(self, note: Callable[[str], None]) -> None:
+        """Say so if the config that was copied has changed since."""
+        original = Path(self.about["config"])
+        if original.is_file() and original.read_bytes() != (self.path / "config.py").read_bytes():
+            note(f"{original} has changed since this run began; going on with the run's own copy")
+
+
+def first_difference(old: Any, new: Any, path: str = "model") -> str:
+    """'model.body.width = 128 (not 64)': where two encoded models differ first."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{path}.{key}")
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            if a != b:
+                return first_difference(a, b, f"{path}.{i}")
+    return f"{path} = {old!r} (not {new!r})"
+
+
+def new_run(folder: Path, name: str) -> RunDirectory:
+    """A directory that does not exist yet: FOLDER/NAME-date-time."""
+    stem = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = stem, 1
+    while path.exists():
+        n += 1
+        path = stem.with_name(f"{stem.name}-{n}")
+    return RunDirectory(path)
+
+
+def newest_run(folder: Path, name: str) -> RunDirectory:
+    """The last run of that name; raises if there is none."""
+    runs = [p for p in folder.glob(f"{name}-*") if (p / "run.json").is_file()]
+    if not runs:
+        raise ConfigError(f"--resume: expected a run of {name!r} under {str(folder)!r}, found none")
+    return RunDirectory(max(runs, key=lambda p: (p / "run.json").stat().st_mtime))
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides the config."""
+    packages = {p: importlib.metadata.version(p) for p in ("jaxlm", "jax", "jaxlib", "optax", "orbax-checkpoint")}
+    return {"python": platform.python_version(), **packages, "device": jax.devices()[0].device_kind}

@@ -1,0 +1,147 @@
+"""One update of the weights, and one pass of evaluation, as pure functions to be jitted."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.mixers.base import batch_axes
+from jaxlm.models.lm import LM
+from jaxlm.module import abstract, cast, init
+from jaxlm.sharding import constrainer, resolve, shardings
+from jaxlm.train.experiment import Experiment
+from jaxlm.typing import Array, Params, Tree
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run carries from update to update.
+
+    memory   the model's own state, where the data's rows go on from batch to batch; None otherwise
+    """
+
+    step: Array
+    params: Params
+    optimizer: Any
+    memory: Any
+
+
+def create(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
+    """(a function that makes the first state already placed, its shapes with their shardings)."""
+    model = exp.model
+
+    def first() -> TrainState:
+        params = init(model, jax.random.key(exp.seed))
+        memory = model.start(params, exp.batch) if exp.data.layout == "lanes" else None
+        return TrainState(jnp.zeros((), jnp.int32), params, exp.optimizer.init(params), memory)
+
+    shapes = jax.eval_shape(first)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    weights = shardings(model, mesh, exp.rules)
+    optimizer = optax.tree_utils.tree_map_params(
+        exp.optimizer, lambda _, s: s, shapes.optimizer, weights, transform_non_params=lambda _: everywhere
+    )
+    memory = None if shapes.memory is None else shardings(model.state(exp.batch), mesh, exp.rules)
+    placed = TrainState(everywhere, weights, optimizer, memory)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+    return jax.jit(first, out_shardings=placed), target
+
+
+def batch_sharding(exp: Experiment, mesh: Mesh, shape: tuple[int, int]) -> NamedSharding:
+    """Rows over the mesh; raises where the mesh cannot split them."""
+    return NamedSharding(mesh, resolve(("batch", "time"), shape, mesh, exp.rules))
+
+
+def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array]) -> Callable[..., Any]:
+    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory)) in compute dtype."""
+
+    def f(params: Params, batch: Batch, memory: Tree, key: Array | None):
+        low = cast(model, params, dtype)
+        (nats, weight), memory = model.loss(
+            low, batch["tokens"], batch["targets"], batch["weights"], memory, batch["starts"], key, constrain
+        )
+        return nats, (weight, memory)
+
+    return f
+
+
+def split_rows(tree: Tree, axes: Tree, parts: int) -> Tree:
+    """Cut the batch axis of each leaf in `parts` and bring the parts to the front."""
+
+    def leaf(x: Array, axis: int) -> Array:
+        x = x.reshape(*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    return jax.tree.map(leaf, tree, axes)
+
+
+def join_rows(tree: Tree, axes: Tree) -> Tree:
+    """Undo split_rows."""
+
+    def leaf(x: Array, axis: int) -> Array:
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    return jax.tree.map(leaf, tree, axes)
+
+
+def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """update(state, batch) -> (state, {loss (nats a token), weight, norm (of the gradient)})."""
+    model, parts = exp.model, exp.accumulate
+    value_and_grad = jax.value_and_grad(summed_loss(model, exp.dtype, constrainer(mesh, exp.rules)), has_aux=True)
+    memory_axes = batch_axes(model.state(exp.batch)) if exp.data.layout == "lanes" else None
+
+    def in_parts(params: Params, batch: Batch, memory: Tree, key: Array):
+        """Sums over the parts: the update does not depend on their number."""
+        pieces = split_rows(batch, jax.tree.map(lambda _: 0, batch), parts)
+        memories = None if memory is None else split_rows(memory, memory_axes, parts)
+
+        def one(total, piece):
+            batch, memory, i = piece
+            (nats, (weight, memory)), grads = value_and_grad(params, batch, memory, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, total, (nats, weight, grads)), memory
+
+        zero = jnp.zeros((), jnp.float32)
+        total = (zero, zero, jax.tree.map(jnp.zeros_like, params))
+        (nats, weight, grads), memories = jax.lax.scan(one, total, (pieces, memories, jnp.arange(parts)))
+        return (nats, (weight, None if memory is None else join_rows(memories, memory_axes))), grads
+
+    def update(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(exp.seed), state.step)
+        whole = value_and_grad if parts == 1 else in_parts
+        (nats, (weight, memory)), grads = whole(state.params, batch, state.memory, key)
+        scale = 1 / jnp.maximum(weight, 1)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        # optax computes bias corrections in mixed dtypes: only its own arithmetic runs under standard promotion.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer = exp.optimizer.update(grads, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            norm = optax.global_norm(grads)
+        metrics = {"loss": nats * scale, "weight": weight, "norm": norm}
+        return TrainState(state.step + 1, params, optimizer, memory), metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tuple[Array, Array]]:
+    """evaluate(params, batch) -> (sum of nats, sum of weights)."""
+    f = summed_loss(exp.model, exp.dtype, constrainer(mesh, exp.rules))
+
+    def evaluate(params: Params, batch: Batch):
+        nats, (weight, _) = f(params, batch, None, None)
+        return nats, weight
+
+    return jax.jit(evaluate)
+
+
+def weights_target(exp: Experiment, mesh: Mesh) -> Params:
+    """Shapes and shardings of the weights alone."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract(exp.model),
+        shardings(exp.model, mesh, exp.rules),
+    )
