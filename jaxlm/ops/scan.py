@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlm.module import ShapeError
+from jaxlm.errors import ShapeError
 from jaxlm.typing import Array, Tree
 
 Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
