@@ -9,6 +9,7 @@ from jaxlm.initializers import Layers
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.mixers.base import Mixer
 from jaxlm.module import Module, Spec, map_specs
+from jaxlm.ops.isolate import tokenwise
 from jaxlm.taps import name
 from jaxlm.typing import Array, Params, State, Tree
 
@@ -75,11 +76,12 @@ class Block(Mixer):
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        h = self.normalise.apply(params["norm"], x)
+        h = tokenwise(lambda x: self.normalise.apply(params["norm"], x), x)
         h, state = self.mixer.apply(params["mixer"], h, state, starts, keys[0])
         x = name(x + dropout(name(h, "mixer.out"), self.dropout, keys[1]), "resid")
         if self.mlp is not None:
-            h = self.mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x))
+            mlp = self.mlp
+            h = tokenwise(lambda x: mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x)), x)
             x = name(x + dropout(name(h, "mlp.out"), self.dropout, keys[2]), "resid")
         return x, state
 
@@ -128,7 +130,9 @@ class Stack(Mixer):
         return "quadratic" if any(b.growth == "quadratic" for b in self.pattern) else "linear"
 
     def params(self):
-        return {f"block{i}": map_specs(lambda s, i=i: self.stacked(s, i), b.params()) for i, b in enumerate(self.pattern)}
+        return {
+            f"block{i}": map_specs(lambda s, i=i: self.stacked(s, i), b.params()) for i, b in enumerate(self.pattern)
+        }
 
     def stacked(self, spec: Spec, place: int) -> Spec:
         """The Spec of all layers at one place of the pattern; a Stack inside a Stack keeps its own `layers` unnamed."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.initializers import Zeros
 from jaxlm.module import Module, Spec, map_specs, materialize
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.ops.scan import scan
 from jaxlm.typing import Array, Params, State, Tree
 
@@ -59,7 +60,9 @@ class Mixer(Module):
         if type(self).step is Mixer.step:
             raise ConfigError(f"{type(self).__name__} defines neither step nor apply: define one")
         state, fresh = self.enter(params, x, state, starts)
-        return scan(lambda x, s: self.step(params, x, s), x, state, starts, fresh)
+        x, state, spoiled = isolate(starts, x, state)
+        y, state = scan(lambda x, s: self.step(params, x, s), x, state, starts, fresh)
+        return spoil(spoiled, y), spoil(spoiled[:, -1], state)
 
     def enter(self, params: Params, x: Array, state: State, starts: Array | None) -> tuple[State, State]:
         """Check x and give (state to begin from, state that a start goes back to)."""
@@ -72,12 +75,11 @@ class Mixer(Module):
         if x.ndim != 3 or x.shape[-1] != self.reads:
             raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}, expected (b, t, {self.reads})")
         if starts is not None and (starts.shape != x.shape[:2] or starts.dtype != jnp.bool_):
-            raise ShapeError(
-                f"{type(self).__name__}: starts has shape {starts.shape} of {starts.dtype}, expected {x.shape[:2]} of bool"
-            )
+            got = f"shape {starts.shape} of {starts.dtype}"
+            raise ShapeError(f"{type(self).__name__}: starts has {got}, expected {x.shape[:2]} of bool")
 
     def tie(self, params: Params) -> Params:
-        """Weights that are functions of all layers: gets this mixer's weights stacked over `layers`, before the scan."""
+        """Weights that are functions of all layers: this mixer's weights, stacked over `layers` before the scan."""
         return params
 
 

@@ -9,6 +9,7 @@ from jaxlm.initializers import Uniform
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.dense import dense
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.ops.scan import scan
 from jaxlm.typing import Array, Params, State, wide
 
@@ -57,6 +58,7 @@ class LEM(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         state, fresh = self.enter(params, x, state, starts)
+        x, state, spoiled = isolate(starts, x, state)
         drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
         hidden, memory = params["hidden"], params["memory"]
 
@@ -70,4 +72,4 @@ class LEM(Mixer):
             return y, {"y": y, "z": z}
 
         ys, state = scan(step, drive, state, starts, fresh)
-        return ys.astype(x.dtype), state
+        return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)

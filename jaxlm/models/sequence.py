@@ -5,6 +5,7 @@ from jaxlm.initializers import FanIn, Zeros
 from jaxlm.mixers.base import Mixer
 from jaxlm.module import Module, Spec
 from jaxlm.ops.dense import dense
+from jaxlm.ops.isolate import tokenwise
 from jaxlm.typing import Array, Params, State
 
 
@@ -29,6 +30,11 @@ class SequenceModel(Module):
     def growth(self) -> str:
         return self.body.growth
 
+    @property
+    def reads(self) -> int:
+        """Width of x."""
+        return self.body.reads if self.inputs is None else self.inputs
+
     def params(self):
         p = {
             "body": self.body.params(),
@@ -50,12 +56,12 @@ class SequenceModel(Module):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         """Readouts and the state after the last step."""
-        wanted = self.body.reads if self.inputs is None else self.inputs
-        if x.ndim != 3 or x.shape[-1] != wanted:
-            raise ShapeError(f"SequenceModel: x has shape {x.shape}, expected (b, t, {wanted})")
+        if x.ndim != 3 or x.shape[-1] != self.reads:
+            raise ShapeError(f"SequenceModel: x has shape {x.shape}, expected (b, t, {self.reads})")
         if self.inputs is not None:
-            x = dense(x, params["input"], params["input_bias"])
+            x = tokenwise(lambda x: dense(x, params["input"], params["input_bias"]), x)
         x, state = self.body.apply(params["body"], x, state, starts, key)
         if self.readout == "last":
-            x = x[:, -1]
-        return dense(x, params["readout"], params["readout_bias"]), state
+            x = x[:, -1:]
+        y = tokenwise(lambda x: dense(x, params["readout"], params["readout_bias"]), x)
+        return (y[:, 0] if self.readout == "last" else y), state

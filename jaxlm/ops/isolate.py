@@ -1,9 +1,12 @@
 """Keep a non-finite token inside its own document.
 
-A parallel form multiplies masked scores by values, and 0 * nan is nan: one bad token would reach every row of the product,
-even the past. `isolate` zeroes such tokens before any product and says which tokens are spoiled by them; `spoil` puts
-the nan back, from the bad token to the end of its document, so that nothing is hidden and nothing leaks.
+A parallel form multiplies masked scores by values, and 0 * nan is nan: one bad token would reach every row of the
+product, even the past. `isolate` zeroes such tokens before any product and says which tokens are spoiled by them; `spoil` puts
+the nan back, from the bad token to the end of its document, so that nothing is hidden and nothing leaks. `tokenwise`
+does both for a function that looks at one token at a time: there too the gradient of a weight is a sum over tokens.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +52,13 @@ def isolate(starts: Array | None, xs: Tree, state: Tree = None) -> tuple[Tree, T
 def spoil(spoiled: Array, tree: Tree) -> Tree:
     """Nan where `spoiled` (b, t) or (b) holds; leaves (b, t, ...) or (b, ...); integer leaves pass."""
     return jax.tree.map(lambda x: _where_rows(spoiled, x, jnp.nan), tree)
+
+
+def tokenwise(f: Callable[[Array], Array], x: Array) -> Array:
+    """f(x), nan at tokens where x is not finite; these tokens do not touch the gradient of what f closes over.
+
+    f       a function of single tokens         (b, t, d) -> (b, t, n)
+    x                                           (b, t, d)
+    """
+    bad = jnp.any(~jnp.isfinite(x), axis=-1)
+    return spoil(bad, f(_where_rows(bad, x, 0.0)))
