@@ -1,0 +1,123 @@
+"""Laws 4 and 5: where arrays live, and what type they have, is never a surprise."""
+
+import copy
+import dataclasses
+import math
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+from jaxlm.blocks import Stack
+from jaxlm.errors import ShapeError, UnknownAxis
+from jaxlm.mixers.base import Mixer, leaf
+from jaxlm.module import abstract, cast, init, map_specs
+from jaxlm.sharding import constrainer, mesh, resolve, shardings
+from tolerance import close
+
+from laws.subject import BATCH, LENGTHS, ROOM, Subject, case, run, run_placed, shapes
+
+
+@lru_cache
+def cube():
+    """8 devices as data=2, fsdp=2, tensor=2."""
+    return mesh("data=2,fsdp=2,tensor=2")
+
+
+def placed(subject: Subject, seed: int = 0) -> None:
+    """4. On a mesh, with weights, state and batch placed by the rules, values and gradients are those of one device."""
+    c, t, m = case(subject, seed), LENGTHS[1], cube()
+    given = {**c.given, "x": c.given["x"][:, :t]}
+    starts = c.starts[:, :t].at[1, t // 2].set(True)
+    back = {"y": c.back["y"][:, :t], "state": c.back["state"]}
+
+    by_batch = lambda a: jax.NamedSharding(m, resolve(("batch",) + (None,) * (a.ndim - 1), a.shape, m))  # noqa: E731
+    state = shardings(subject.model.state(BATCH, ROOM), m)
+    where = {"params": shardings(subject.model, m), "x": by_batch(given["x"]), "state": state}
+    split = [s for s in jax.tree.leaves(where["params"]) if not s.is_fully_replicated]
+    assert split, "no weight is split over the mesh: nothing would be tested"
+    args = jax.device_put((given, starts, back["y"]), (where, by_batch(starts), by_batch(back["y"])))
+    got = run_placed(subject, args[0], args[1], {"y": args[2], "state": back["state"]}, where["params"])
+    close(got, run(subject, given, starts, back))
+
+
+def refuses(subject: Subject) -> None:
+    """4. An unknown logical name, or a size that the mesh cannot split, raises; nothing is replicated in silence."""
+    m, specs = cube(), subject.model.params()
+    strange = map_specs(lambda s: dataclasses.replace(s, axes=("nowhere", *s.axes[1:]), ins=()), specs)
+    raises(UnknownAxis, lambda: shardings(strange, m))
+    odd = lambda s: dataclasses.replace(s, shape=tuple(n if a is None else n + 1 for n, a in zip(s.shape, s.axes)))  # noqa: E731
+    raises(ShapeError, lambda: shardings(map_specs(odd, specs), m))
+    constrain = constrainer(m)
+    raises(UnknownAxis, lambda: constrain(jnp.zeros((8, 8)), ("batch", "nowhere")))
+    raises(ShapeError, lambda: constrain(jnp.zeros((7, 8)), ("batch", None)))
+
+
+def raises(error: type[Exception], f) -> None:
+    try:
+        f()
+    except error:
+        return
+    raise AssertionError(f"expected {error.__name__}")
+
+
+def types(subject: Subject) -> None:
+    """5. `start`, `apply` and `step` keep the tree, shapes and dtypes that `state(batch, room)` declares, and y has
+    x's dtype (a model of tokens: at least float32), whatever dtype the weights are computed in."""
+    model, specs = subject.model, subject.model.state(BATCH, ROOM)
+    want = shapes(specs)
+    for spec in jax.tree.leaves(specs, is_leaf=lambda s: hasattr(s, "axes")):
+        assert spec.shape[spec.axes.index("batch")] == BATCH, f"{spec}: the axis `batch` is not the batch"
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = jax.eval_shape(lambda dtype=dtype: cast(model, init(model, jax.random.key(0)), dtype))
+        x = jax.eval_shape(lambda: subject.inputs(jax.random.key(0), LENGTHS[0]))
+        x = x if subject.vocab else jax.ShapeDtypeStruct(x.shape, dtype)
+        one = jax.ShapeDtypeStruct((x.shape[0], 1, *x.shape[2:]), x.dtype)
+        same(jax.eval_shape(lambda p: model.start(p, BATCH, ROOM), params), want, f"start in {dtype.__name__}")
+        for f, x, what in ((model.apply, x, "apply"), (subject.step, one, "step")):
+            y, state = jax.eval_shape(f, params, x, want)
+            same(state, want, f"{what} in {dtype.__name__}")
+            expected = jnp.dtype(jnp.float32 if subject.vocab else dtype)
+            assert y.dtype == expected, f"{what} in {dtype.__name__}: y is {y.dtype}"
+            assert y.shape[:2] == x.shape[:2], f"{what}: y has shape {y.shape} for x {x.shape}"
+
+
+def same(got, want, what: str) -> None:
+    text = lambda tree: {jax.tree_util.keystr(k): f"{a.dtype}{a.shape}" for k, a in  # noqa: E731
+                         jax.tree_util.tree_leaves_with_path(tree)}
+    assert jax.tree.structure(got) == jax.tree.structure(want), f"{what}: state {text(got)}, declared {text(want)}"
+    assert text(got) == text(want), f"{what}: state {text(got)}, declared {text(want)}"
+
+
+def traces_once(subject: Subject) -> None:
+    """5. A model is a value: two equal ones are one static argument, and are traced once."""
+    model = subject.model
+    twin = copy.deepcopy(model)
+    assert twin == model and hash(twin) == hash(model) and twin is not model
+    count = 0
+
+    def f(model, params, x):
+        nonlocal count
+        count += 1
+        return model.apply(params, x)
+
+    jitted = jax.jit(f, static_argnums=0)
+    x = jax.eval_shape(lambda: subject.inputs(jax.random.key(0), LENGTHS[0]))
+    for one in (model, twin):
+        jitted.lower(one, abstract(one), x)
+    assert count == 1, f"two equal models were traced {count} times"
+
+
+def every_weight_learns(subject: Subject, seed: int = 0) -> None:
+    """5. Every weight gets a gradient that is finite and not all zero; where `tie` speaks, in a Stack of two."""
+    model = subject.model
+    if isinstance(model, Mixer) and type(model).tie is not Mixer.tie:
+        subject = Subject(Stack(model, 2))
+    c = case(subject, seed)
+    grads = run(subject, c.given, c.starts, c.back)[1]["params"]
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert bool(jnp.isfinite(g).all()), f"{jax.tree_util.keystr(path)}: the gradient is not finite"
+        assert bool((g != 0).any()), f"{jax.tree_util.keystr(path)}: the gradient is zero"
+
+
+__all__ = ["every_weight_learns", "placed", "refuses", "traces_once", "types"]
+_ = (leaf, math, WHOLE)

@@ -1,0 +1,198 @@
+"""What the laws are said about, its random inputs, and the one compiled program that nearly all of them use."""
+
+import dataclasses
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxlm.mixers.base import Mixer, batch_axes
+from jaxlm.module import init, map_specs
+
+BATCH = 4
+PREFIX = 7  # tokens before the start state
+LENGTHS = (3, 17, 49)  # odd; together 69, beyond one chunk of 16, 32 and 64
+WHOLE = sum(LENGTHS)
+ROOM = PREFIX + WHOLE + LENGTHS[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Anything that runs along time: a mixer or model on vectors (vocab 0), or a model on tokens below `vocab`."""
+
+    model: Any
+    vocab: int = 0
+
+    def inputs(self, key: jax.Array, t: int, batch: int = BATCH) -> jax.Array:
+        """Random x: (b, t, d) floats or (b, t) tokens."""
+        if self.vocab:
+            return jax.random.randint(key, (batch, t), 0, self.vocab)
+        return jax.random.normal(key, (batch, t, self.model.reads))
+
+    def step(self, params, x, state):
+        """One token, x (b, 1, ...): the model's `step` where it is a mixer."""
+        if not isinstance(self.model, Mixer):
+            return self.model.apply(params, x, state)
+        y, state = self.model.step(params, x[:, 0], state)
+        return y[:, None], state
+
+    def state_axes(self):
+        """Where the batch axis of each leaf of the state is."""
+        return batch_axes(self.model.state(BATCH, ROOM))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One random example. given: params, x, state; back: cotangents of y and of the last state; starts (b, t)."""
+
+    given: dict
+    starts: jax.Array
+    back: dict
+
+
+def is_float(a) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def floating(tree):
+    """The leaves that have gradients; None in place of the others."""
+    return jax.tree.map(lambda a: a if is_float(a) else None, tree)
+
+
+def merge(floats, tree):
+    """The inverse of `floating`: `tree` with its floating leaves replaced."""
+    return jax.tree.map(lambda f, a: a if f is None else f, floats, tree, is_leaf=lambda a: a is None)
+
+
+def noise_like(tree, key: jax.Array):
+    leaves, tree = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    return jax.tree.unflatten(tree, [jax.random.normal(k, a.shape).astype(a.dtype) for k, a in zip(keys, leaves, strict=False)])
+
+
+# The suite compiles much and computes little: XLA's older CPU code generator takes a third of the time to compile.
+QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+@lru_cache(maxsize=1)
+def quick() -> dict:
+    """QUICK where this XLA still knows the option."""
+    try:
+        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=QUICK)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return QUICK
+
+
+def compiled(f, *args):
+    """f, compiled for arguments of these shapes, quickly."""
+    return jax.jit(f).lower(*args).compile(compiler_options=quick())
+
+
+def run(subject: Subject, given: dict, starts, back: dict, step: bool = False):
+    """({y, state}, gradients of <back, {y, state}> by params, x and start state), compiled once per length."""
+    return program()(subject, step, given, starts, back)
+
+
+def run_placed(subject: Subject, given: dict, starts, back: dict, constrain):
+    """`run` on arrays that lie on a mesh; a model that takes `constrain` is given it."""
+    f = partial(_run, subject, False, **({"constrain": constrain} if subject.vocab else {}))
+    return jax.jit(f, compiler_options=quick())(given, starts, back)
+
+
+@lru_cache(maxsize=1)
+def program():
+    return jax.jit(_run, static_argnums=(0, 1), compiler_options=quick())
+
+
+def _run(subject: Subject, step: bool, given: dict, starts, back: dict, **more):
+    def forward(floats):
+        g = merge(floats, given)
+        if step:
+            y, state = subject.step(g["params"], g["x"], g["state"])
+        else:
+            y, state = subject.model.apply(g["params"], g["x"], g["state"], starts, **more)
+        out = {"y": y, "state": state}
+        return floating(out), out
+
+    _, pull, out = jax.vjp(forward, floating(given), has_aux=True)
+    return out, pull(back)[0]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="room")
+def fresh(subject: Subject, params, back, room: int = ROOM):
+    """(the start state, the gradient of <back, start> by params): a start may be learned."""
+
+    def start(params):
+        state = subject.model.start(params, BATCH, room)
+        return floating(state), state
+
+    _, pull, state = jax.vjp(start, params, has_aux=True)
+    return state, pull(back)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def after(subject: Subject, params, x, starts):
+    """The state after x from a fresh start."""
+    return subject.model.apply(params, x, subject.model.start(params, x.shape[0], ROOM), starts)[1]
+
+
+@lru_cache(maxsize=8)
+def case(subject: Subject, seed: int = 0) -> Case:
+    """Weights near their initial values (so that no bias is zero), and a start state after a random packed prefix."""
+    k = jax.random.split(jax.random.key(seed), 8)
+    params = init(subject.model, k[0])
+    params = jax.tree.map(lambda p, e: p + 0.1 * e, params, noise_like(params, k[1]))
+    starts = jax.random.bernoulli(k[2], 0.05, (BATCH, WHOLE)).at[: BATCH // 2].set(False)
+    prefix = jax.random.bernoulli(k[3], 0.2, (BATCH, PREFIX)).at[0].set(False)
+    state = after(subject, params, subject.inputs(k[4], PREFIX), prefix)
+    given = {"params": params, "x": subject.inputs(k[5], WHOLE), "state": state}
+    return Case(given, starts, noise_like(outputs(subject, WHOLE), k[6]))
+
+
+@lru_cache(maxsize=64)
+def outputs(subject: Subject, t: int, batch: int = BATCH):
+    """Shapes of the floating leaves of {y, state}."""
+
+    def forward(key):
+        params = init(subject.model, key)
+        y, state = subject.model.apply(params, subject.inputs(key, t, batch), subject.model.start(params, batch, ROOM))
+        return floating({"y": y, "state": state})
+
+    return jax.eval_shape(forward, jax.random.key(0))
+
+
+def nothing(subject: Subject, t: int):
+    """Zero cotangents."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), outputs(subject, t))
+
+
+def add(*trees):
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+
+
+def join(*pieces):
+    """Along time."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *pieces)
+
+
+def by_row(f, tree, axes):
+    """f(leaf, index before the batch axis) on each leaf; the batch axis is at `axes`, a tree or one number for all."""
+    none = lambda a: a is None  # noqa: E731
+    if isinstance(axes, int):
+        axes = jax.tree.map(lambda _: axes, tree, is_leaf=none)
+    return jax.tree.map(lambda a, n: a if a is None else f(a, (slice(None),) * n), tree, axes, is_leaf=none)
+
+
+def rows(tree, axes, i: slice):
+    """Some rows of a tree."""
+    return by_row(lambda a, before: a[(*before, i)], tree, axes)
+
+
+def fill_row(tree, axes, row: int, value: float):
+    """`value` in one row of every floating leaf."""
+    return by_row(lambda a, before: a.at[(*before, row)].set(value) if is_float(a) else a, tree, axes)
+
+
+def shapes(tree_of_specs):
+    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), tree_of_specs)
