@@ -21,7 +21,9 @@ def example(t, width=4, seed=0):
     return x, w, state, jax.random.bernoulli(ks[4], 0.25, (B, t)), bias
 
 
-@pytest.mark.parametrize(("t", "width", "with_starts"), [(1, 4, True), (2, 4, True), (11, 4, True), (11, 4, False), (5, 1, True)])
+@pytest.mark.parametrize(
+    ("t", "width", "with_starts"), [(1, 4, True), (2, 4, True), (11, 4, True), (11, 4, False), (5, 1, True)]
+)
 def test_equals_the_token_by_token_form_with_gradients(t, width, with_starts):
     x, w, state, starts, bias = example(t, width)
     starts = starts if with_starts else None

@@ -21,7 +21,7 @@ def conv(
     bias                                    (n) or None
     ->      y (b, t, n) in x's dtype;  state, zeros where a slot is older than the document
 
-    A non-finite token turns its document nan from there to its end (of width 1, which remembers nothing: that token only).
+    A non-finite token turns its document nan from there to its end (width 1 remembers nothing: that token only).
     """
     width, t = _check(x, w, state, starts, bias), x.shape[1]
     # Without memory nothing could carry the spoiling across a cut, so each token is on its own.

@@ -1,7 +1,7 @@
 """The elementwise linear recurrence h_t = a_t h_{t-1} + u_t, real or complex: HGRN, LRU, S5, RG-LRU, minGRU, Mamba.
 
-Three forms of one function. Their derivative is one rule for all: the tangent is the same recurrence on `du + da h_{t-1}`,
-linear in what it runs over, so the backward is one reversed recurrence and keeps nothing but a and h.
+Three forms of one function. Their derivative is one rule for all: the tangent is the same recurrence run on
+`du + da h_{t-1}`, which is linear, so the backward is one reversed recurrence and keeps nothing but a and h.
 """
 
 from collections.abc import Callable
