@@ -51,9 +51,7 @@ def enter(q, k, v, g, beta, state, starts) -> tuple[Inputs, Array, Array]:
     """
     for name, x in (("q", q), ("v", v)):
         if x.ndim != 4 or 0 in x.shape:
-            raise ShapeError(
-                f"{name}: shape {tuple(x.shape)}, expected (batch, time, heads, width), none empty"
-            )
+            raise ShapeError(f"{name}: shape {tuple(x.shape)}, expected (batch, time, heads, width), none empty")
     b, t, h, n = q.shape
     expect("k", k, (b, t, h, n))
     expect("v", v, (b, t, h, v.shape[-1]))

@@ -17,7 +17,7 @@ def delta(
     g: Array | None = None,
     state: Array | None = None,
     starts: Array | None = None,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> tuple[Array, Array]:
     """S~ = Diag(e^{g_t}) S_{t-1};  S_t = S~ + beta_t k_t' (v_t - k_t S~);  y_t = q_t S_t.
 
@@ -27,7 +27,7 @@ def delta(
     g       log gate <= 0, natural log      None, (b, t, h) or (b, t, h, k); -inf forgets all
     state   None: zeros                     (b, h, k, v)
     starts  first tokens of documents       (b, t) bool; the state is dropped before them
-    chunk   a power of two
+    chunk   a power of two; None: 32, and 16 for a gate per channel
     ->      y (b, t, h, v) in v's dtype;  state (b, h, k, v), at least float32
 
     Decay first, then the delta, then the reading; no scale on q, no norm on k. A non-finite token turns y nan from
@@ -36,8 +36,8 @@ def delta(
     Source: Schlag et al. 2021 (2102.11174), eq. 24; Yang et al. 2024 (2406.06484), section 3; (2412.06464), section 3.
     """
     inputs, state, spoiled = enter(q, k, v, g, beta, state, starts)
-    t = q.shape[1]
-    c = places(t, chunk)
+    t, vector = q.shape[1], g is not None and g.ndim == 4
+    c = places(t, (16 if vector else 32) if chunk is None else chunk)
 
     @jax.checkpoint
     def body(s, x):
@@ -103,7 +103,7 @@ def delta_naive(
     g: Array | None = None,
     state: Array | None = None,
     starts: Array | None = None,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> tuple[Array, Array]:
     """The twin of `delta`, token by token; `chunk` is not used."""
     inputs, state, spoiled = enter(q, k, v, g, beta, state, starts)
