@@ -1,0 +1,91 @@
+"""Gated Recurrent Unit: one gate to reset what is read, one to say how much is replaced."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.initializers import Uniform
+from jaxlm.mixers.base import Mixer, leaf
+from jaxlm.module import Spec
+from jaxlm.ops.dense import dense
+from jaxlm.ops.isolate import isolate, spoil
+from jaxlm.ops.scan import scan
+from jaxlm.typing import Array, Params, State, wide
+
+
+class GRU(Mixer):
+    """Gated Recurrent Unit (Cho et al. 2014, eqs. 5-8).
+
+    r = σ(W_r u_n + U_r h_{n-1} + b_r)      ζ = σ(W_z u_n + U_z h_{n-1} + b_z)
+    reset_after False, the paper's form, the gate ζ writes (as in Chung et al. 2014):
+        c = tanh(W u_n + U (r h_{n-1}) + b)             h_n = (1 - ζ) h_{n-1} + ζ c
+    reset_after True, the form of cuDNN, the gate ζ keeps; one product with h a step:
+        c = tanh(W u_n + b + r (U h_{n-1} + b'))        h_n = ζ h_{n-1} + (1 - ζ) c
+
+    input    u        (b, t, i)      i = inputs, by default the width
+    output   h        (b, t, d)
+    state    h        (b, d)
+    The gate axis (3) of all weights is ordered r, ζ, c. Weights and biases start at U(-1/sqrt d, 1/sqrt d).
+    """
+
+    width: int
+    inputs: int | None = None
+    reset_after: bool = False
+
+    paper = "Cho et al. 2014"
+
+    @property
+    def reads(self) -> int:
+        return self.width if self.inputs is None else self.inputs
+
+    def params(self):
+        m, init = self.width, Uniform(-1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+        p = {
+            "input": Spec((self.reads, 3, m), ("embed", None, "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 3, m), ("embed", None, "state"), init, ins=("embed",)),
+            "bias": Spec((3, m), (None, "state"), init, keep=True),
+        }
+        if self.reset_after:
+            p["hidden_bias"] = Spec((m,), ("state",), init, keep=True)
+        return p
+
+    def state(self, batch: int, room: int = 0):
+        return {"h": leaf(batch, (self.width,), ("state",))}
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
+    ) -> tuple[Array, State]:
+        state, fresh = self.enter(params, x, state, starts)
+        x, state, spoiled = isolate(starts, x, state)
+        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
+        step = self.cudnn(params, x.dtype) if self.reset_after else self.cho(params, x.dtype)
+        ys, state = scan(step, drive, state, starts, fresh)
+        return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)
+
+    def cho(self, params: Params, dtype):
+        """The step that resets what U reads."""
+        gates, inner = params["hidden"][:, :2], params["hidden"][:, 2]
+
+        def step(u: Array, s: State) -> tuple[Array, State]:
+            h = s["h"]
+            g = jax.nn.sigmoid(u[:, :2] + wide(dense(h.astype(dtype), gates)))
+            c = jnp.tanh(u[:, 2] + wide(dense((g[:, 0] * h).astype(dtype), inner)))
+            h = (1 - g[:, 1]) * h + g[:, 1] * c
+            return h, {"h": h}
+
+        return step
+
+    def cudnn(self, params: Params, dtype):
+        """The step that resets what U gives."""
+        hidden, inner = params["hidden"], wide(params["hidden_bias"])[None]
+
+        def step(u: Array, s: State) -> tuple[Array, State]:
+            h = s["h"]
+            p = wide(dense(h.astype(dtype), hidden))
+            g = jax.nn.sigmoid(u[:, :2] + p[:, :2])
+            c = jnp.tanh(u[:, 2] + g[:, 0] * (p[:, 2] + inner))
+            h = g[:, 1] * h + (1 - g[:, 1]) * c
+            return h, {"h": h}
+
+        return step

@@ -1,0 +1,83 @@
+"""Long Short-Term Memory: a cell that keeps its content unless its gates say otherwise."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.initializers import Uniform
+from jaxlm.mixers.base import Mixer, leaf
+from jaxlm.module import Spec
+from jaxlm.ops.dense import dense
+from jaxlm.ops.isolate import isolate, spoil
+from jaxlm.ops.scan import scan
+from jaxlm.typing import Array, Params, State, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class GateBias:
+    """Biases of the four gates, U(-bound, bound), those of the forget gate about `forget`."""
+
+    bound: float
+    forget: float
+
+    def __call__(self, key: Array, spec: Spec) -> Array:
+        gate = jnp.arange(spec.shape[0])[:, None] == 1
+        return Uniform(-self.bound, self.bound)(key, spec) + jnp.where(gate, self.forget, 0.0).astype(spec.dtype)
+
+
+class LSTM(Mixer):
+    """Long Short-Term Memory (Hochreiter & Schmidhuber 1997) with forget gates (Gers et al. 2000), no peepholes.
+
+    i, f, o = σ(W u_n + R h_{n-1} + b)   z = tanh(W_z u_n + R_z h_{n-1} + b_z)      each gate its own W, R, b
+    c_n = f c_{n-1} + i z
+    h_n = o tanh(c_n)
+
+    input        u        (b, t, i)      i = inputs, by default the width
+    output       h        (b, t, d)
+    state        h, c     (b, d)
+    forget_bias  initial bias of f; 1 keeps the cell at the start of training (Jozefowicz et al. 2015)
+    The gate axis (4) of all weights is ordered i, f, z, o.
+    """
+
+    width: int
+    inputs: int | None = None
+    forget_bias: float = 1.0
+
+    paper = "Hochreiter & Schmidhuber 1997; Gers et al. 2000"
+
+    @property
+    def reads(self) -> int:
+        return self.width if self.inputs is None else self.inputs
+
+    def params(self):
+        m, bound = self.width, 1 / math.sqrt(self.width)
+        init = Uniform(-bound, bound)
+        return {
+            "input": Spec((self.reads, 4, m), ("embed", None, "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 4, m), ("embed", None, "state"), init, ins=("embed",)),
+            "bias": Spec((4, m), (None, "state"), GateBias(bound, self.forget_bias), keep=True),
+        }
+
+    def state(self, batch: int, room: int = 0):
+        one = leaf(batch, (self.width,), ("state",))
+        return {"h": one, "c": one}
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
+    ) -> tuple[Array, State]:
+        state, fresh = self.enter(params, x, state, starts)
+        x, state, spoiled = isolate(starts, x, state)
+        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
+        hidden = params["hidden"]
+
+        def step(u: Array, s: State) -> tuple[Array, State]:
+            gates = u + wide(dense(s["h"].astype(x.dtype), hidden))
+            i, f, o = (jax.nn.sigmoid(gates[:, g]) for g in (0, 1, 3))
+            c = f * s["c"] + i * jnp.tanh(gates[:, 2])
+            h = o * jnp.tanh(c)
+            return h, {"h": h, "c": c}
+
+        ys, state = scan(step, drive, state, starts, fresh)
+        return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)
