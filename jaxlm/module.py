@@ -14,6 +14,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, dataclass_transform
 
 import jax
@@ -117,6 +118,12 @@ def init(module: Module, key: Array) -> Params:
 
     key     a PRNG key; the same key gives the same weights on any mesh
     """
+    return _init(module, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(module: Module, key: Array) -> Params:
+    # One compiled program: op by op, XLA rounds between constants that it joins here, and a sharded init would differ.
     return materialize(module.params(), key)
 
 
