@@ -1,11 +1,31 @@
 """The registry: every mixer by its name, each constructible from its width alone. A new mixer adds one line here."""
 
+from jaxlm.errors import ConfigError
+from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
-from jaxlm.mixers.lem import LEM
+from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
+from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
+from jaxlm.mixers.gla import GLA as GLA
+from jaxlm.mixers.gru import GRU as GRU
+from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
+from jaxlm.mixers.lem import LEM as LEM
+from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
+from jaxlm.mixers.lstm import LSTM as LSTM
+from jaxlm.mixers.rglru import RGLRU as RGLRU
+from jaxlm.mixers.srwm import SRWM as SRWM
 
+# What was imported above is what is registered: the names of this file are the only list.
 MIXERS: dict[str, type[Mixer]] = {
-    cls.__name__: cls
-    for cls in (
-        LEM,
-    )
+    name: cls
+    for name, cls in list(vars().items())
+    if isinstance(cls, type) and issubclass(cls, Mixer) and cls is not Mixer
 }
+
+__all__ = ["MIXERS", "Mixer", "make", *MIXERS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def make(name: str, width: int) -> Mixer:
+    """A registered mixer of that width, its other fields at their defaults."""
+    if name not in MIXERS:
+        raise ConfigError(f"mixer = {name!r}: unknown; expected one of {', '.join(MIXERS)}")
+    return MIXERS[name](width)  # type: ignore[call-arg]

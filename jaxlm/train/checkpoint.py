@@ -92,16 +92,17 @@ class Checkpoints:
 
         target   tree of jax.ShapeDtypeStruct with shardings
         """
-        tried = self.steps()
+        tried, reason = self.steps(), ""
         for step in tried:
             try:
                 values = self.read(step, target)
             except Exception as e:
-                note(f"checkpoint {step} is damaged ({first_line(e)}); going back to the one before")
+                reason = first_line(e)
+                note(f"checkpoint {step} is damaged ({reason}); going back to the one before")
                 self.set_aside(step)
                 continue
             return step, values
-        found = f"all of {tried} are damaged" if tried else "there is none"
+        found = f"all of {tried} are damaged (the last: {reason})" if tried else "there is none"
         raise ConfigError(f"{self.directory}: expected a readable checkpoint, but {found}")
 
     def read(self, step: int, target: Tree) -> Tree:

@@ -17,7 +17,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train.checkpoint import Checkpoints
 from jaxlm.train.experiment import Experiment
-from jaxlm.train.step import TrainState, batch_sharding, create, evaluation_step, train_step
+from jaxlm.train.step import TrainState, batch_sharding, evaluation_step, first_state, train_step
 from jaxlm.typing import Params
 
 Event = dict[str, Any]
@@ -99,7 +99,7 @@ class Run:
         self.exp, self.directory, self.listeners = exp, Path(directory), listeners
         self.mesh = make_mesh(exp.mesh)
         batch_sharding(exp, self.mesh, (exp.batch // exp.accumulate, exp.data.length))  # raises before anything is read
-        self.make, self.target = create(exp, self.mesh)
+        self.make, self.target = first_state(exp, self.mesh)
         self.update, self.score = train_step(exp, self.mesh), evaluation_step(exp, self.mesh)
         self.training = exp.data.training(exp.seed)
         self.held_out = exp.data.evaluation()
@@ -191,7 +191,7 @@ def restore_weights(exp: Experiment, directory: Path, note: Callable[[str], None
     """(step, weights) of the newest good checkpoint of a run."""
     if not (Path(directory) / "checkpoints").is_dir():
         raise ConfigError(f"run = {str(directory)!r}: expected a run directory with checkpoints")
-    _, target = create(exp, make_mesh(exp.mesh))
+    _, target = first_state(exp, make_mesh(exp.mesh))
     checkpoints = Checkpoints(Path(directory) / "checkpoints", exp.keep)
     try:
         step, state = checkpoints.restore(target, note)

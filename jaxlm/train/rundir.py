@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxlm.errors import ConfigError
-from jaxlm.files import encode
+from jaxlm.codec import encode
 from jaxlm.train.config import build, load_config
 from jaxlm.train.experiment import Experiment
 

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     memory: Any
 
 
-def create(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
+def first_state(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
     """(a function that makes the first state already placed, its shapes with their shardings)."""
     model = exp.model
 
@@ -42,7 +42,7 @@ def create(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], Train
     shapes = jax.eval_shape(first)
     everywhere = NamedSharding(mesh, PartitionSpec())
     weights = shardings(model, mesh, exp.rules)
-    optimizer = optax.tree_utils.tree_map_params(
+    optimizer = optax.tree.map_params(
         exp.optimizer, lambda _, s: s, shapes.optimizer, weights, transform_non_params=lambda _: everywhere
     )
     memory = None if shapes.memory is None else shardings(model.state(exp.batch), mesh, exp.rules)
@@ -56,15 +56,15 @@ def batch_sharding(exp: Experiment, mesh: Mesh, shape: tuple[int, int]) -> Named
     return NamedSharding(mesh, resolve(("batch", "time"), shape, mesh, exp.rules))
 
 
-def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array]) -> Callable[..., Any]:
-    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory)) in compute dtype."""
+def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array], carries: bool) -> Callable[..., Any]:
+    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory or None)) in compute dtype."""
 
     def f(params: Params, batch: Batch, memory: Tree, key: Array | None):
         low = cast(model, params, dtype)
         (nats, weight), memory = model.loss(
             low, batch["tokens"], batch["targets"], batch["weights"], memory, batch["starts"], key, constrain
         )
-        return nats, (weight, memory)
+        return nats, (weight, memory if carries else None)
 
     return f
 
@@ -92,8 +92,10 @@ def join_rows(tree: Tree, axes: Tree) -> Tree:
 def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """update(state, batch) -> (state, {loss (nats a token), weight, norm (of the gradient)})."""
     model, parts = exp.model, exp.accumulate
-    value_and_grad = jax.value_and_grad(summed_loss(model, exp.dtype, constrainer(mesh, exp.rules)), has_aux=True)
-    memory_axes = batch_axes(model.state(exp.batch)) if exp.data.layout == "lanes" else None
+    carries = exp.data.layout == "lanes"
+    loss = summed_loss(model, exp.dtype, constrainer(mesh, exp.rules), carries)
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    memory_axes = batch_axes(model.state(exp.batch)) if carries else None
 
     def in_parts(params: Params, batch: Batch, memory: Tree, key: Array):
         """Sums over the parts: the update does not depend on their number."""
@@ -120,7 +122,7 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = exp.optimizer.update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
         metrics = {"loss": nats * scale, "weight": weight, "norm": norm}
         return TrainState(state.step + 1, params, optimizer, memory), metrics
 
@@ -129,7 +131,7 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
 
 def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tuple[Array, Array]]:
     """evaluate(params, batch) -> (sum of nats, sum of weights)."""
-    f = summed_loss(exp.model, exp.dtype, constrainer(mesh, exp.rules))
+    f = summed_loss(exp.model, exp.dtype, constrainer(mesh, exp.rules), carries=False)
 
     def evaluate(params: Params, batch: Batch):
         nats, (weight, _) = f(params, batch, None, None)

@@ -1,0 +1,239 @@
+"""The command line as a user meets it: good runs, and one line for every kind of bad input."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxlm.cli import guarded
+from jaxlm.files import load
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests" / "tiny.py")
+TEXT = str(ROOT / "LICENSE")
+QUICK = ["--text", TEXT, "--steps", "6", "--save-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run."""
+    where = tmp_path_factory.mktemp("cli") / "run"
+    assert guarded(["train", TINY, *QUICK, "--run-dir", str(where)], debug=False) == 0
+    return where
+
+
+def fails(capfd, args, code=2):
+    """The single line that a wrong command prints."""
+    capfd.readouterr()
+    assert guarded([str(a) for a in args], debug=False) == code
+    out, err = capfd.readouterr()
+    lines = (out + err).strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert {"config.py", "run.json", "metrics.jsonl", "tensorboard", "loss.png", "checkpoints"} <= names
+    assert {"model.json", "params.safetensors", "result.json", "sample.txt"} <= names
+    result = json.loads((trained / "result.json").read_text())
+    assert 0 < result["bits_per_byte"]["this run"] < 9 and result["steps"] == 6
+    assert (trained / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((trained / "tensorboard").iterdir())
+    model, params = load(trained)
+    assert model.width == 16 and params["embed"].shape == (256, 16)
+
+
+def test_eval_gives_the_runs_own_number_and_reads_files(trained, capfd):
+    want = json.loads((trained / "result.json").read_text())["bits_per_byte"]["this run"]
+    capfd.readouterr()
+    assert guarded(["eval", str(trained)], debug=False) == 0
+    got = float(re.match(r"([\d.]+) bits per byte", capfd.readouterr().out)[1])
+    assert got == pytest.approx(want, abs=1e-4)
+    assert guarded(["eval", str(trained), "--data", TEXT, "--rows", "3"], debug=False) == 0
+    assert f"bytes of {TEXT}, after step 6" in capfd.readouterr().out
+
+
+def test_sample_goes_on_from_the_prompt_and_repeats_itself(trained, capfd):
+    texts = []
+    for _ in range(2):
+        capfd.readouterr()
+        assert guarded(["sample", str(trained), "--prompt", "The ", "--tokens", "12"], debug=False) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("The ")
+
+
+def test_mixers_lists_the_registry(capfd):
+    from jaxlm.mixers import MIXERS
+
+    assert guarded(["mixers", "--width", "32", "--room", "64"], debug=False) == 0
+    out = capfd.readouterr().out
+    assert all(name in out for name in MIXERS)
+
+
+def test_help_teaches(capfd):
+    assert guarded(["--help"], debug=False) == 0
+    out = capfd.readouterr().out
+    assert "quickstart" in out and all(c in out for c in ("train", "sample", "eval", "mixers", "--resume"))
+    with pytest.raises(SystemExit) as stop:
+        guarded(["train", TINY, "--help"], debug=False)
+    assert stop.value.code == 0
+    assert all(flag in capfd.readouterr().out for flag in ("--steps", "--lr", "--run-dir", "--resume", "--mesh"))
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["trian"], "command = 'trian': unknown; expected one of train, sample, eval, mixers"),
+        (["train", "nosuch"], "config = 'nosuch': unknown; expected a path, or one of .*quickstart"),
+        (["train", "no/such.py"], "config = 'no/such.py': no such file"),
+        (["train", TINY, "--mixer", "Nope"], "mixer = 'Nope': unknown; expected one of .*LEM"),
+        (["train", TINY, "--text", "/no/such/text"], "/no/such/text"),
+        (["train", TINY, "--text", "EMPTY"], "EMPTY|empty"),
+        (["train", TINY, "--text", "SHORT"], "length|tokens|at least"),
+        (["train", TINY, "--text", TEXT, "--mesh", "date=4"], "mesh = 'date=4'|date"),
+        (["train", TINY, "--text", TEXT, "--mesh", "data=64"], "64"),
+        (["train", TINY, "--text", TEXT, "--mesh", "data=8", "--batch", "12"], "batch.*12"),
+        (["train", TINY, "--text", TEXT, "--steps", "0"], "steps = 0: expected at least 1"),
+        (["train", TINY, "--text", TEXT, "--run-dir", "/proc/no/run"], "/proc/no/run.*cannot be written"),
+        (["train", TINY, "--text", TEXT, "--run-dir", "nowhere", "--resume"], "nowhere.*expected a run"),
+        (["sample", "nowhere"], "nowhere.*expected a run directory"),
+        (["eval", "nowhere"], "nowhere.*expected a run directory"),
+        (["sample", "RUN", "--temperature", "-1"], "temperature = -1"),
+        (["eval", "RUN", "--data", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_bad_input_is_one_line(args, expected, trained, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").touch()
+    Path("SHORT").write_text("ab")
+    line = fails(capfd, [str(trained) if a == "RUN" else a for a in args])
+    assert re.search(expected, line), line
+    assert {p.name for p in tmp_path.iterdir()} <= {"EMPTY", "SHORT"}, "a refused run leaves nothing behind"
+
+
+@pytest.mark.parametrize("args", [["--steps", "many"], ["--no-such-knob", "1"]])
+def test_wrong_knobs_get_tyros_box(args, capfd):
+    with pytest.raises(SystemExit) as stop:
+        guarded(["train", TINY, *args], debug=False)
+    assert stop.value.code == 2
+    assert args[0] in capfd.readouterr().err
+
+
+def test_configs_that_cannot_be_used(tmp_path, capfd):
+    for text, expected in [
+        ("x = 1", "expected a function experiment"),
+        ("def experiment(steps: int = 1): ...", "lacks seed, lr, batch, mesh"),
+        ("def experiment(steps, seed=0, lr=1.0, batch=1, mesh=''): ...", "a type and a default for steps"),
+    ]:
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        assert expected in fails(capfd, ["train", path])
+
+
+def test_a_run_directory_of_another_model(trained, capfd):
+    line = fails(capfd, ["train", TINY, *QUICK, "--run-dir", trained, "--width", "32"])
+    assert "another model" in line and "width" in line
+    line = fails(capfd, ["train", "quickstart", "--run-dir", trained])
+    assert "holds a run of" in line and "tiny.py" in line
+
+
+def test_an_unreadable_tokenizer_is_one_line(tmp_path, capfd):
+    from jaxlm.data import DataError, HuggingFace
+
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        HuggingFace(str(tmp_path / "tokenizer.json"))
+
+
+def test_debug_shows_where(capfd):
+    assert guarded(["train", "nosuch"], debug=True) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+# ---- in processes of their own: kills, signals, a full disk
+
+
+def start(args, **kwargs):
+    flags = os.environ.get("XLA_FLAGS", "")
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "jaxlm", *map(str, args)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env, **kwargs)
+
+
+def wait_for(process, words):
+    """Read its lines until one has the words."""
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if words in line:
+            return
+    pytest.fail(f"{words!r} did not come:\n" + "".join(seen))
+
+
+def weights(where):
+    _, params = load(where)
+    return {k: np.asarray(v).tobytes() for k, v in params["body"]["block0"]["mixer"].items()}
+
+
+LONG = ["--text", TEXT, "--steps", "400", "--save-every", "20"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    where = tmp_path_factory.mktemp("cli") / "whole"
+    assert guarded(["train", TINY, *LONG, "--run-dir", str(where)], debug=False) == 0
+    return weights(where)
+
+
+def test_kills_at_random_steps_lose_nothing(uninterrupted, tmp_path):
+    """SIGKILL twice, at random moments, then to the end: the weights of the uninterrupted run, bit for bit."""
+    rng = np.random.default_rng(time.time_ns())
+    delays = rng.uniform(0.0, 0.4, 2)
+    args = ["train", TINY, *LONG, "--run-dir", tmp_path / "run"]
+    for delay in delays:
+        process = start(args)
+        wait_for(process, "bits/byte")  # the first update is done
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    process = start(args)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert weights(tmp_path / "run") == uninterrupted, f"killed {delays} s after the first update"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_first(signum, code, uninterrupted, tmp_path):
+    args = ["train", TINY, *LONG, "--run-dir", tmp_path / "run"]
+    process = start(args)
+    wait_for(process, "bits/byte")
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err and re.search(r"stopped by SIG\w+ after step (\d+), which is saved", err), err
+    stopped = int(re.search(r"after step (\d+)", err)[1])
+    process = start([*args, "--resume"])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"going on after step {stopped}" in err, err
+    assert weights(tmp_path / "run") == uninterrupted
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
+    """Files may not grow beyond 20 kB: no checkpoint fits."""
+    process = start(
+        ["train", TINY, *QUICK, "--run-dir", tmp_path / "run"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err and re.search(r"cannot write .*checkpoint", err.splitlines()[-1]), err
