@@ -86,3 +86,30 @@ class Layers:
             return inner(jax.random.fold_in(key, layer), self.spec)
 
         return jax.vmap(one)(jnp.arange(spec.shape[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogUniform:
+    """log of U(low, high], e.g. A_log of a decay rate; never log 0."""
+
+    low: float
+    high: float
+
+    def __call__(self, key: Array, spec: Any) -> Array:
+        share = jax.random.uniform(key, spec.shape, jnp.dtype(spec.dtype))  # in [0, 1)
+        return jnp.log(self.high - (self.high - self.low) * share)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBias:
+    """The bias b of a time step softplus(b) that is log-uniform in [low, high] and at least `floor` (Gu & Dao 2023)."""
+
+    low: float = 1e-3
+    high: float = 1e-1
+    floor: float = 1e-4
+
+    def __call__(self, key: Array, spec: Any) -> Array:
+        low, high = math.log(self.low), math.log(self.high)
+        dt = jnp.exp(jax.random.uniform(key, spec.shape, jnp.dtype(spec.dtype), low, high))
+        dt = jnp.maximum(dt, self.floor)
+        return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus, without exp(dt) - 1
