@@ -85,7 +85,7 @@ def test_a_bad_mesh_string_says_what_was_expected(text, says):
 
 @pytest.mark.parametrize("text, axes, want", [
     ("data=2,fsdp=2,tensor=2", ("vocab", "embed"), P("tensor", "fsdp")),
-    ("data=2,fsdp=2,tensor=2", ("batch", "time", "embed"), P(("data", "fsdp"), None, None)),  # batch comes first
+    ("data=2,fsdp=2,tensor=2", ("batch", "time", "embed"), P(("fsdp", "data"), None, None)),  # batch comes first
     ("data=2,fsdp=2,tensor=2", ("heads", "mlp"), P("tensor", None)),  # a mesh axis splits one axis only
     ("data=8", ("batch", "embed"), P("data", None)),
     ("fsdp=8", ("batch", "time"), P("fsdp", None)),
@@ -130,7 +130,7 @@ def test_shardings_of_weights_and_of_states():
     assert got["heads"]["w"] == NamedSharding(m, P("fsdp", "tensor", None))
     assert jax.tree.structure(got) == jax.tree.structure(jax.eval_shape(lambda: init(Net(), jax.random.key(0))))
     state = {"s": Spec((8, 4, 3), ("batch", "heads", None), Ones)}
-    assert sharding.shardings(state, m) == {"s": NamedSharding(m, P(("data", "fsdp"), "tensor", None))}
+    assert sharding.shardings(state, m) == {"s": NamedSharding(m, P(("fsdp", "data"), "tensor", None))}
     with pytest.raises(ShapeError, match=r"s/w: axis 'heads' of shape \(16, 6\) has size 6"):
         sharding.shardings({"s": {"w": Spec((16, 6), ("embed", "heads"), Ones)}}, sharding.mesh("tensor=4"))
     with pytest.raises(UnknownAxis, match="s/w: axis 'hight'"):
