@@ -70,7 +70,8 @@ class Layers:
     """The initializer of a stacked Spec: `inner` once per layer, each with the layer's index folded into the key.
 
     Leaf values of layer i do not depend on the depth. `first` and `every` place the layer in a hybrid pattern: unit i
-    holds layer first + every * i of `depth`. An inner initializer with a method `at(layer, depth)` is told where it stands.
+    holds layer first + every * i of `depth`. An inner initializer with a method `at(layer, depth)` is told where it
+    stands.
     """
 
     inner: Initializer
@@ -89,7 +90,7 @@ class Layers:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogUniform:
+class LogOfUniform:
     """log of U(low, high], e.g. A_log of a decay rate; never log 0."""
 
     low: float

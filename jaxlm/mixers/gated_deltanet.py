@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.initializers import LogUniform, StepBias
+from jaxlm.initializers import LogOfUniform, StepBias
 from jaxlm.layers.heads import from_heads, head_gain, into_heads, per_head, short_heads, taps_of
 from jaxlm.layers.norm import l2_norm, rms_norm
 from jaxlm.mixers.base import Mixer, leaf
@@ -62,7 +62,7 @@ class GatedDeltaNet(Mixer):
             "conv": {n: taps_of(h, k) for n, k in self.sizes().items()},
             "beta": per_head(d, h),
             "alpha": per_head(d, h),
-            "A_log": Spec((h,), ("heads",), LogUniform(0.0, 16.0), keep=True),
+            "A_log": Spec((h,), ("heads",), LogOfUniform(0.0, 16.0), keep=True),
             "dt_bias": Spec((h,), ("heads",), StepBias(), keep=True),
             "gate": into_heads(d, h, v),
             "norm": head_gain(h, v),
