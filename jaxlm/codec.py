@@ -99,7 +99,10 @@ def _encode(value: Any, path: tuple[str, ...]) -> Any:
 
 def _dtype(value: Any, path: tuple[str, ...]) -> str:
     try:
-        return jnp.dtype(value).name
+        dtype = jnp.dtype(value)
+        if dtype.hasobject:  # what numpy takes any class for
+            raise TypeError
+        return dtype.name
     except TypeError:
         raise ConfigError(
             f"{'/'.join(path)} holds the class {value.__name__}: expected an instance, or a dtype"

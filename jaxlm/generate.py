@@ -106,7 +106,8 @@ def prefill(
         _check_room(model, before or state, t, tokens, b)
     if seen and before is not None and before.seen is None:
         raise ConfigError("state.seen = None: expected a Session that kept the seen tokens, to go on with a penalty")
-    logits, state = _read(model, params, prompt, state, starts, t + tokens)
+    # With a state in hand the room must not matter to the compiler: the same prompt shape compiles once.
+    logits, state = _read(model, params, prompt, state, starts, t + tokens if state is None else 0)
     none = jnp.zeros((b,), jnp.int32)
     known = None if before is None else before.seen
     return Session(
