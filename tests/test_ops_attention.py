@@ -41,24 +41,28 @@ def with_gradients(form, starts, **options):
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(new["k"])) + jnp.sum(new["v"] ** 2), (y, new)
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))
-    return lambda q, k, v, cache: grad(q, k, v, cache and {n: cache[n] for n in "kv"}, cache and cache["length"])
+    def run_with(xs, cache):
+        return grad(*xs, cache and {n: cache[n] for n in "kv"}, cache and cache["length"])
+
+    return run_with
 
 
-@pytest.mark.parametrize("g", [1, 2, 4])
-@pytest.mark.parametrize(("window", "packed", "cached"), [(None, True, True), (4, True, True), (None, False, False)])
-def test_equals_the_dense_form_with_gradients_for_any_grouping(window, packed, cached, g):
+@pytest.mark.parametrize(
+    ("g", "window", "packed", "cached"),
+    [(1, None, True, True), (2, None, True, True), (2, 4, True, True), (4, None, False, False)],
+)
+def test_equals_the_dense_form_with_gradients_for_any_grouping(g, window, packed, cached):
     *x, starts = example(11, g)
     starts, cache = starts if packed else None, before(window, 20, g=g) if cached else None
-    blocks = with_gradients(attention, starts, window=window, block=6)(*x, cache)
-    close(blocks, with_gradients(attention_naive, starts, window=window)(*x, cache))
+    blocks = with_gradients(attention, starts, window=window, block=6)(x, cache)
+    close(blocks, with_gradients(attention_naive, starts, window=window)(x, cache))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("block", [3, 16])
+@pytest.mark.parametrize(("window", "block"), [(None, 3), (1, 3), (4, 3), (20, 16)])
 def test_fresh_packed_rows_with_gradients(window, block):
     *x, starts = example(11)
-    blocks = with_gradients(attention, starts, window=window, room=13, block=block)(*x, None)
-    close(blocks, with_gradients(attention_naive, starts, window=window, room=13)(*x, None))
+    blocks = with_gradients(attention, starts, window=window, room=13, block=block)(x, None)
+    close(blocks, with_gradients(attention_naive, starts, window=window, room=13)(x, None))
 
 
 def test_long_windows_and_many_blocks():
@@ -165,9 +169,9 @@ def test_gradients_beside_a_nan_stay_finite():
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_float64_gradients_match_finite_differences(window, x64):
-    *x, starts = example(5)
+    *x, starts = example(4)
     assert x[0].dtype == jnp.float64
-    check_grads(jax.jit(lambda *x: attention(*x, None, starts, window, block=2)[0]), x, 1)
+    check_grads(jax.jit(lambda q, k, v: attention(q, k, v, None, starts, window, block=2)[0]), x, 1, modes=["rev"])
 
 
 def test_low_precision_keeps_its_dtypes():
@@ -216,7 +220,7 @@ def test_memory_of_the_gradient_is_below_the_dense_and_linear_for_a_window():
 
 def test_training_keeps_no_cache_and_one_token_copies_none():
     *x, _ = example(11)
-    text = jax.jit(lambda *x: attention(*x, room=999)[0]).lower(*x).compile().as_text()
+    text = jax.jit(lambda *x: attention(*x, room=999)[0]).lower(*x).compile().as_text() or "999"
     assert "999" not in text
     cache = run(*x, room=999)[1]
     text = str(jax.make_jaxpr(attention)(*cut(x, 0, 1), cache))

@@ -229,8 +229,9 @@ def _blockwise(q, k, v, cache, starts, window, block) -> Array:
     n = -(-t // size)
     size = -(-t // n) if window is None or n == 1 else size
 
-    def one(q, q_doc, first, k, v, k_doc, k_first):
+    def one(queries, first, keys, k_first):
         """Queries of orders first.. over keys of orders k_first.., of which those before -c do not exist."""
+        (q, q_doc), (k, v, k_doc) = queries, keys
         order = k_first + jnp.arange(k.shape[1], dtype=jnp.int32)[None]
         gap = first + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None] - order
         seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
@@ -239,7 +240,7 @@ def _blockwise(q, k, v, cache, starts, window, block) -> Array:
 
     one = jax.checkpoint(one, prevent_cse=n == 1)  # a scan needs no barrier against merging
     if n == 1:
-        return one(q, q_doc, jnp.int32(0), k, v, k_doc, jnp.int32(-c))
+        return one((q, q_doc), jnp.int32(0), (k, v, k_doc), jnp.int32(-c))
     queries = _cut((q, q_doc), n, size)
     orders = jnp.arange(n, dtype=jnp.int32) * size
     if window is None:
@@ -247,7 +248,7 @@ def _blockwise(q, k, v, cache, starts, window, block) -> Array:
     else:
         m = -(-(window - 1) // size)
         around = _neighbours((k, v, k_doc), n, size, m, c)
-        body = lambda _, x: (None, one(*x[0], x[1], *x[2], x[1] - m * size))  # noqa: E731
+        body = lambda _, x: (None, one(x[0], x[1], x[2], x[1] - m * size))  # noqa: E731
         _, y = jax.lax.scan(body, None, (queries, orders, around))
     return jnp.moveaxis(y, 0, 1).reshape(b, n * size, *y.shape[3:])[:, :t]
 
@@ -261,7 +262,7 @@ def _spans(one, queries, orders, keys, c: int, size: int) -> Array:
         past = jax.tree.map(lambda x, high=high: x[:, : c + high * size], keys)
 
         def body(_, x, past=past):
-            return None, one(*x[0], x[1], *past, jnp.int32(-c))
+            return None, one(x[0], x[1], past, jnp.int32(-c))
 
         out.append(jax.lax.scan(body, None, jax.tree.map(lambda x, a=low, z=high: x[a:z], (queries, orders)))[1])
     return jnp.concatenate(out)
