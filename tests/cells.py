@@ -37,7 +37,7 @@ def example(mixer, t=7, batch=3, seed=0):
     params = noisy(mixer, seed)
     prefix, x = np.random.default_rng(seed).normal(size=(2, batch, t, mixer.reads)).astype(np.float32)
     starts = np.zeros((batch, t), bool)
-    starts[0, 0] = starts[1, [t // 2, t - 1]] = True
+    starts[0, 0] = starts[1, t // 2] = starts[1, t - 1] = True
     return params, x, jax.tree.map(np.array, apply(mixer, params, prefix)[1]), starts
 
 

@@ -67,6 +67,7 @@ def test_the_forms_are_one_where_nothing_is_reset():
     params, x, state, starts = example(cudnn)
     params["bias"][0] = 1e4
     want = apply(cudnn, params, x, state, starts)
+    params = jax.tree.map(np.copy, params)  # what was given to JAX may still be read
     params["bias"][2] += params.pop("hidden_bias")
     for gate in (params["input"][:, 1], params["hidden"][:, 1], params["bias"][1]):
         gate *= -1

@@ -44,7 +44,7 @@ def test_bfloat16_stays_near():
 
 def test_counts():
     """Three maps, four taps and a bias, two block-diagonal gates with biases, and the decay."""
-    assert count(RGLRU(16)) == 3 * 16 * 16 + 5 * 16 + 2 * (16 * 16 + 16) + 16
+    assert count(RGLRU(16)) == 3 * 16 * 16 + 5 * 16 + 2 * (16 * 8 + 16) + 16
     assert count(RGLRU(16, hidden=24, heads=4)) == 3 * 16 * 24 + 5 * 24 + 2 * (24 * 6 + 24) + 24
     assert RGLRU(2560).parts == 10
 
@@ -105,4 +105,4 @@ def test_gradients_stay_finite_where_nothing_decays():
 @pytest.mark.parametrize(("field", "value"), [("heads", 5), ("heads", 0), ("window", 0)])
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ConfigError, match=field):
-        RGLRU(16, **{field: value})
+        RGLRU(16, **{field: value})  # pyright: ignore[reportArgumentType]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import agrees, apply, begin, example, half, noisy, wide_numpy
+from cells import agrees, apply, begin, example, half, noisy, single, wide_numpy
 from tolerance import close
 
 from jaxlm.mixers.srwm import BLOCKS, SRWM
@@ -42,7 +42,7 @@ def static(params, x):
     """W_0 alone, as a linear map."""
     p, x = wide_numpy(params), wide_numpy(x)
     e = np.exp(x.reshape(*x.shape[:2], *p["y"].shape[:2]))
-    return np.float32(np.einsum("bthk,hkv,hvd->btd", e / e.sum(-1, keepdims=True), p["y"], p["out"]))
+    return single(np.einsum("bthk,hkv,hvd->btd", e / e.sum(-1, keepdims=True), p["y"], p["out"]))
 
 
 @pytest.mark.parametrize("input_map", ["softmax", "identity"])
@@ -60,7 +60,7 @@ def test_counts_and_size_of_the_state():
     specs = jax.tree.leaves(mixer.state(1), is_leaf=lambda s: hasattr(s, "shape"))
     assert sum(s.size for s in specs) == 16 * 832 == 13312
     assert count(mixer) == 13312 + 256 * 256
-    assert SRWM(16).parts == 1 and SRWM(256).parts == 16
+    assert SRWM(16).parts == 2 and SRWM(256).parts == 16
 
 
 def test_starts_as_published():
@@ -212,4 +212,4 @@ def test_memory_of_the_gradient_is_not_that_of_every_matrix():
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ConfigError, match="width" if value == 5 else field):
-        SRWM(16, **{field: value})
+        SRWM(16, **{field: value})  # pyright: ignore[reportArgumentType]

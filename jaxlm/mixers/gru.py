@@ -41,9 +41,11 @@ class GRU(Mixer):
 
     def params(self):
         m, init = self.width, Uniform(-1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+        # Rows of a recurrent matrix are not `embed`: split as the batch is, they would be gathered at every step, and
+        # XLA's partitioner (seen with jax 0.10.2) then gives wrong gradients of the scan.
         p = {
             "input": Spec((self.reads, 3, m), ("embed", None, "state"), init, ins=("embed",)),
-            "hidden": Spec((m, 3, m), ("embed", None, "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 3, m), ("head", None, "state"), init, ins=("head",)),
             "bias": Spec((3, m), (None, "state"), init, keep=True),
         }
         if self.reset_after:

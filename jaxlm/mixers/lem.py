@@ -43,10 +43,12 @@ class LEM(Mixer):
 
     def params(self):
         m, init = self.width, Uniform(-1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+        # Rows of a recurrent matrix are not `embed`: split as the batch is, they would be gathered at every step, and
+        # XLA's partitioner (seen with jax 0.10.2) then gives wrong gradients of the scan.
         return {
             "input": Spec((self.reads, 4, m), ("embed", None, "state"), init, ins=("embed",)),
-            "hidden": Spec((m, 3, m), ("embed", None, "state"), init, ins=("embed",)),
-            "memory": Spec((m, m), ("embed", "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 3, m), ("head", None, "state"), init, ins=("head",)),
+            "memory": Spec((m, m), ("head", "state"), init, ins=("head",)),
             "bias": Spec((4, m), (None, "state"), init, keep=True),
         }
 

@@ -54,9 +54,11 @@ class LSTM(Mixer):
     def params(self):
         m, bound = self.width, 1 / math.sqrt(self.width)
         init = Uniform(-bound, bound)
+        # Rows of a recurrent matrix are not `embed`: split as the batch is, they would be gathered at every step, and
+        # XLA's partitioner (seen with jax 0.10.2) then gives wrong gradients of the scan.
         return {
             "input": Spec((self.reads, 4, m), ("embed", None, "state"), init, ins=("embed",)),
-            "hidden": Spec((m, 4, m), ("embed", None, "state"), init, ins=("embed",)),
+            "hidden": Spec((m, 4, m), ("head", None, "state"), init, ins=("head",)),
             "bias": Spec((4, m), (None, "state"), GateBias(bound, self.forget_bias), keep=True),
         }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxlm.initializers import FanIn, Normal, Zeros
 from jaxlm.layers.activation import ACTIVATIONS
+from jaxlm.layers.heads import divisor
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.conv import conv
@@ -57,7 +58,7 @@ class RGLRU(Mixer):
     state   h       (b, n)              n = hidden, by default the width
             conv    (b, window - 1, n)  the last inputs of the convolution
             seen    (b) bool            has the document begun? its first token has no past to make room for
-    heads   blocks of the gates, by default blocks of 256 channels
+    heads   blocks of the gates; None: blocks of 256 channels, but two at least
     window  taps of the convolution
     Λ starts with exp(-softplus Λ) on the ring from 0.9 to 0.999. Other weights: as the authors' release.
     """
@@ -81,7 +82,7 @@ class RGLRU(Mixer):
     @property
     def parts(self) -> int:
         """Number of blocks of the gates."""
-        return max(1, self.channels // 256) if self.heads is None else self.heads
+        return divisor(self.channels, max(2, self.channels // 256)) if self.heads is None else self.heads
 
     def params(self):
         d, n, h = self.width, self.channels, self.parts

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.initializers import FanIn, Normal
+from jaxlm.layers.heads import divisor
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.dense import merge
@@ -26,7 +27,7 @@ class SRWM(Mixer):
     input, output         (b, t, d)
     state   y, q, k       (b, h, k, k)      the shift W_n - W_0, rows are inputs; W_0 is learned
             beta          (b, h, k, 4)
-    heads        h, by default heads of 16 channels; k = d / h
+    heads        h; None: heads of 16 channels (the paper's), but two at least; k = d / h
     input_map    'softmax' (the paper) or 'identity' (the few-shot code): what W reads of x
     query_scale  W_q starts at N(0, query_scale^2 / k), the others at N(0, 1 / k); 0.01 is the authors' later choice,
                  for stability; 1 their first
@@ -55,7 +56,7 @@ class SRWM(Mixer):
     @property
     def parts(self) -> int:
         """Number of heads."""
-        return max(1, self.width // 16) if self.heads is None else self.heads
+        return divisor(self.width, max(2, self.width // 16)) if self.heads is None else self.heads
 
     def params(self):
         h, k = self.parts, self.width // self.parts
