@@ -35,7 +35,7 @@ def test_counts():
 
 
 def test_starts_uniform_with_the_forget_gate_open():
-    params, plain = jax.jit(lambda: [init(LSTM(64, **f), jax.random.key(0)) for f in ({"forget_bias": 2.5}, {})])()
+    params, plain = jax.jit(lambda: [init(m, jax.random.key(0)) for m in (LSTM(64, forget_bias=2.5), LSTM(64))])()
     for leaf in (params["input"], params["hidden"]):
         assert np.abs(leaf).max() <= 1 / 8
         assert abs(np.std(leaf) * 8 * np.sqrt(3) - 1) < 0.05

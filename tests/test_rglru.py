@@ -92,8 +92,8 @@ def test_a_first_token_enters_whole_and_a_cut_is_not_a_start():
 
 def test_gradients_stay_finite_where_nothing_decays():
     """a = 1 puts the square root at 0: its derivative is cut at 1000, its value is not."""
-    slopes = jax.jit(jax.vmap(jax.grad(bounded_sqrt)))(np.float32([0, 1e-12, 1e-4, 0.25]))
-    close(slopes, np.float32([1000, 1000, 50, 1]))
+    slopes = jax.jit(jax.vmap(jax.grad(bounded_sqrt)))(np.array([0, 1e-12, 1e-4, 0.25], np.float32))
+    close(slopes, np.array([1000, 1000, 50, 1], np.float32))
     mixer = RGLRU(6)
     params, x, state, _ = example(mixer)
     params["gates_bias"][:, 0] = -1e4
