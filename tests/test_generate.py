@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tolerance import close
 
-from jaxlm import generate as generation
 from jaxlm.blocks import Block, Stack
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.generate import (
     Sampling,
+    _read,
+    _score,
+    _write,
     fork,
     generate,
     left_pad,
@@ -446,12 +448,12 @@ def test_bad_arguments_are_named(lem):
 def test_equal_values_compile_once():
     model, params = build(LEM(WIDTH), depth=1)
     twin = dataclasses.replace(model)
-    before = generation._write._cache_size(), generation._read._cache_size()
+    before = _write._cache_size(), _read._cache_size()
     for m, s, seed in ((model, Sampling(top_k=4), 0), (twin, Sampling(top_k=4), 1), (model, Sampling(top_k=4), 2)):
         generate(m, params, PROMPT, 4, jax.random.key(seed), s)
-    assert (generation._write._cache_size(), generation._read._cache_size()) == (before[0] + 1, before[1] + 1)
+    assert (_write._cache_size(), _read._cache_size()) == (before[0] + 1, before[1] + 1)
     generate(model, params, PROMPT, 4, KEY, Sampling(top_k=3))
-    assert (generation._write._cache_size(), generation._read._cache_size()) == (before[0] + 2, before[1] + 1)
+    assert (_write._cache_size(), _read._cache_size()) == (before[0] + 2, before[1] + 1)
 
 
 def test_bfloat16_weights_generate(hybrid):
@@ -471,7 +473,7 @@ def test_score_is_the_nats_of_each_token(hybrid):
     got = score(model, params, tokens)
     close(got[:, 1:], nats(logits[:, :-1], tokens[:, 1:]))
     assert (got[:, 0] == 0).all()
-    close(generation._score(model, params, tokens, None, 3), got)  # however many logits are held at once
+    close(_score(model, params, tokens, None, 3), got)  # however many logits are held at once
     assert score(model, params, tokens[:, :1]).tolist() == [[0.0]] * 3
 
 
@@ -482,7 +484,7 @@ def test_score_of_packed_and_padded_rows_is_that_of_each_document(hybrid):
     packed, starts = jnp.array([[*itertools.chain(*documents)]]), jnp.array([[c == "x" for c in "x..x..x."]])
     want = jnp.concatenate(alone)
     close(score(model, params, packed, starts)[0], want)
-    close(generation._score(model, params, packed, starts, 2)[0], want)
+    close(_score(model, params, packed, starts, 2)[0], want)
     tokens, starts = left_pad(documents)
     padded = score(model, params, tokens, starts)
     for row, own in zip(padded, alone, strict=True):
