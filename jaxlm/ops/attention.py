@@ -216,15 +216,15 @@ def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
 def _blockwise(q, k, v, cache, starts, window, block) -> Array:
     """All of t over the cache's slots (orders -slots to -1) and the new tokens (orders 0 to t-1)."""
     b, t = q.shape[:2]
-    c, k_doc, q_doc = 0, None, None
-    if starts is not None or cache is not None:
-        q_doc = k_doc = jnp.zeros((b, t), jnp.int32) if starts is None else _documents(starts)
+    c, q_doc = 0, None if starts is None else _documents(starts)
+    k_doc = q_doc
     if cache is not None:
+        q_doc = jnp.zeros((b, t), jnp.int32) if q_doc is None else q_doc
         c = cache["k"].shape[1]
         k, v = jnp.concatenate([cache["k"], k], axis=1), jnp.concatenate([cache["v"], v], axis=1)
         slot = jnp.arange(c, dtype=jnp.int32)[None]
         filled = slot < cache["length"][:, None] if window is None else slot >= c - cache["length"][:, None]
-        k_doc = jnp.concatenate([jnp.where(filled, 0, -1), k_doc], axis=1)
+        k_doc = jnp.concatenate([jnp.where(filled, 0, -1), q_doc], axis=1)
     size = block if window is None else _window_block(window, block)
     n = -(-t // size)
     size = -(-t // n) if window is None or n == 1 else size
