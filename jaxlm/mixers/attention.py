@@ -11,6 +11,7 @@ from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.attention import attention, cache_size, positions
 from jaxlm.ops.dense import dense, merge
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
 
 
@@ -96,6 +97,7 @@ class Attention(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
+        x, state, spoiled = isolate(starts, x, state)
         q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
         if self.qk_norm:
             q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
@@ -107,4 +109,5 @@ class Attention(Mixer):
         if state is None and x.dtype != jnp.float64:  # float64 stays: its tests would see a float32 cache
             after = jax.tree.map(lambda a: a.astype(self.cache_dtype) if a.dtype == x.dtype else a, after)
         y = merge(y, params["out"])
-        return (y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y), after
+        y = y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y
+        return spoil(spoiled, y), spoil(spoiled[:, -1], after)

@@ -7,6 +7,7 @@ from jaxlm.layers.norm import l2_norm, rms_norm
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.ops.delta import delta
 from jaxlm.ops.dense import dense, merge
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
 
 
@@ -58,6 +59,7 @@ class DeltaNet(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
+        x, state, spoiled = isolate(starts, x, state)
         S, past = (None, None) if state is None else (state["S"], state["conv"])
         now, past = short_heads(params, x, past, starts)
         q, k = l2_norm(wide(now["query"])), l2_norm(wide(now["key"]))  # wide: beta |k|^2 beyond 2 would grow
@@ -66,4 +68,5 @@ class DeltaNet(Mixer):
         y = rms_norm(o, params["norm"])
         if self.gate:
             y = y * jax.nn.silu(dense(x, params["gate"]))
-        return merge(y, params["out"]), {"S": after if S is None else after.astype(S.dtype), "conv": past}
+        state = {"S": after if S is None else after.astype(S.dtype), "conv": past}
+        return spoil(spoiled, merge(y, params["out"])), spoil(spoiled[:, -1], state)

@@ -9,6 +9,7 @@ from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.decay import decay
 from jaxlm.ops.dense import dense, merge
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
 
 
@@ -70,8 +71,10 @@ class GLA(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
+        x, state, spoiled = isolate(starts, x, state)
         q, k, v = (dense(x, params[n]) for n in ("query", "key", "value"))
         before = None if state is None else state["S"]
         o, after = decay(q * q.shape[-1] ** -0.5, k, v, self.forget(params, x), before, starts)
         y = rms_norm(o, params["norm"]) * jax.nn.silu(dense(x, params["gate"]))
-        return merge(y, params["out"]), {"S": after if before is None else after.astype(before.dtype)}
+        state = {"S": after if before is None else after.astype(before.dtype)}
+        return spoil(spoiled, merge(y, params["out"])), spoil(spoiled[:, -1], state)

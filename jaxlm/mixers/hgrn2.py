@@ -10,6 +10,7 @@ from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.decay import decay
 from jaxlm.ops.dense import dense, merge
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
 
 
@@ -90,9 +91,11 @@ class HGRN2(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
+        x, state, spoiled = isolate(starts, x, state)
         q, z, v = (dense(x, params[n]) for n in ("query", "forget", "value"))
         g, k = bounded_forget(wide(z), params.get("floor"))
         before = None if state is None else state["S"]
         o, after = decay(jax.nn.silu(q) * q.shape[-1] ** -0.5, k, v, g, before, starts)
         y = rms_norm(o.reshape(x.shape), params["norm"]).reshape(o.shape)
-        return merge(y, params["out"]), {"S": after if before is None else after.astype(before.dtype)}
+        state = {"S": after if before is None else after.astype(before.dtype)}
+        return spoil(spoiled, merge(y, params["out"])), spoil(spoiled[:, -1], state)

@@ -7,6 +7,7 @@ from jaxlm.layers.heads import divisor, from_heads, into_heads
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.ops.decay import decay
 from jaxlm.ops.dense import dense, merge
+from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
 
 
@@ -50,6 +51,7 @@ class LinearAttention(Mixer):
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
+        x, state, spoiled = isolate(starts, x, state)
         q, k = (elu_plus_one(wide(dense(x, params[n]))) for n in ("query", "key"))
         v = wide(dense(x, params["value"]))
         # z is one more column of S: the memory of a value that is always 1.
@@ -58,4 +60,5 @@ class LinearAttention(Mixer):
         o, after = decay(q, k, v, None, before, starts)
         o = o[..., :-1] / (o[..., -1:] + self.eps)
         after = after if before is None else after.astype(before.dtype)
-        return merge(o.astype(x.dtype), params["out"]), {"S": after[..., :-1], "z": after[..., -1]}
+        y = merge(o.astype(x.dtype), params["out"])
+        return spoil(spoiled, y), spoil(spoiled[:, -1], {"S": after[..., :-1], "z": after[..., -1]})
