@@ -104,7 +104,7 @@ def test_resolve_is_strict():
         sharding.resolve(("embd", "mlp"), (8, 8), m)
     with pytest.raises(ShapeError, match=r"blocks/w: axis 'mlp' of shape \(8, 6\) has size 6.* 4 \(tensor=4\)"):
         sharding.resolve(("embed", "mlp"), (8, 6), m, path="blocks/w")
-    with pytest.raises(ShapeError, match=r"multiple of 4 \(data=2 x fsdp=2\)"):
+    with pytest.raises(ShapeError, match=r"multiple of 4 \(fsdp=2 x data=2\)"):
         sharding.resolve(("batch",), (6,), sharding.mesh("data=2,fsdp=2"))
     with pytest.raises(ShapeError, match=r"name 2 axes, shape .* has 3"):
         sharding.resolve(("embed", "mlp"), (8, 8, 8), m)

@@ -77,9 +77,9 @@ def packing(subject: Subject, order: tuple[int, ...] = LENGTHS, seed: int = 0) -
     close(({"y": join(*ys), "state": outs[-1][0]}, alone), packed)
 
 
-def poison(subject: Subject, order: tuple[int, ...] = LENGTHS, seed: int = 0, token: int = 10, value: float = np.nan) -> None:
-    """2, with a non-finite token (or, for token -1, a start state of them) in row 0: its document gives NaN from there to
-    its end; everything else, and every gradient of a loss over everything else, is as if the token were clean.
+def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, value: float = np.nan) -> None:
+    """2, with a non-finite token in row 0 (token -1: a start state of them): its document gives NaN from there to its
+    end; everything else, and every gradient of a loss over everything else, is as if the token were clean.
 
     Tokens of an embedding cannot be NaN: there is nothing to say about a model on tokens.
     """
@@ -129,8 +129,8 @@ def row_alone(subject: Subject, seed: int = 0) -> None:
         one_back = {"y": back["y"][at], "state": rows(back["state"], axes, at)}
         one_out, one_grads = run(subject, one, starts[at], one_back)
         total.append(one_grads["params"])
-        pick = lambda tree: {k: rows(tree[k], axes if k == "state" else 0, at) for k in tree if k != "params"}  # noqa: E731
-        close((one_out, {k: one_grads[k] for k in ("x", "state")}), (pick(out), pick(grads)))
+        want = [rows(a, 0, at) for a in (out["y"], grads["x"])], [rows(a["state"], axes, at) for a in (out, grads)]
+        close(([one_out["y"], one_grads["x"]], [one_out["state"], one_grads["state"]]), want)
     close(add(*total), grads["params"])
 
 

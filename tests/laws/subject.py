@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from jaxlm.mixers.base import Mixer, batch_axes
 from jaxlm.module import init, map_specs
 
@@ -66,8 +67,8 @@ def merge(floats, tree):
 
 def noise_like(tree, key: jax.Array):
     leaves, tree = jax.tree.flatten(tree)
-    keys = jax.random.split(key, max(1, len(leaves)))
-    return jax.tree.unflatten(tree, [jax.random.normal(k, a.shape).astype(a.dtype) for k, a in zip(keys, leaves, strict=False)])
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
 
 
 # The suite compiles much and computes little: XLA's older CPU code generator takes a third of the time to compile.

@@ -1,0 +1,44 @@
+"""The seven laws over blocks, stacks and whole models; here nothing is special about any of them."""
+
+import jax
+from laws.subject import Subject
+from laws.suite import Laws, subjects
+from tolerance import close
+
+from jaxlm.blocks import Block, Stack
+from jaxlm.layers.mlp import MLP, SwiGLU
+from jaxlm.layers.norm import LayerNorm
+from jaxlm.mixers import make
+from jaxlm.models import LM, SequenceModel
+from jaxlm.module import init
+
+WIDTH, VOCAB = 16, 24
+
+
+def block(name: str) -> Block:
+    return Block(make(name, WIDTH), SwiGLU(WIDTH))
+
+
+HYBRID = (block("GatedDeltaNet"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
+MODELS = {
+    "Block": Subject(block("LEM")),
+    "Stack": Subject(Stack(block("LEM"), 2)),
+    "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
+    "Stack hybrid": Subject(Stack(HYBRID, 6, "dots")),
+    "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
+    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID, 3), tied=False), VOCAB),
+    "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),
+}
+
+
+@subjects(MODELS)
+class TestModels(Laws):
+    pass
+
+
+def test_the_last_readout_is_the_last_of_every_readout():
+    every = MODELS["SequenceModel"].model
+    last = SequenceModel(every.body, every.outputs, every.inputs)
+    params, x = init(every, jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, 9, 10))
+    (y, state), (ys, states) = last.apply(params, x), every.apply(params, x)
+    close((y, state), (ys[:, -1], states))
