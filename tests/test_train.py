@@ -157,6 +157,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(bytes(data))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # futures that Orbax leaves behind
 @pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
     """Whichever file of it is hurt, the values that come back are those of a good step; the damaged one is set aside."""
@@ -184,6 +185,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
     assert told, "some file must matter"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_a_good_checkpoint_it_says_so(quiet, tmp_path):
     where = tmp_path / "run"
     shutil.copytree(quiet["rows"][1], where)

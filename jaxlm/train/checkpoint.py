@@ -5,7 +5,8 @@ fingerprint, an exact integer computed on the devices: one changed bit is notice
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ import jax.numpy as jnp
 from jaxlm.errors import ConfigError
 from jaxlm.module import path_name
 from jaxlm.typing import Array, Tree
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Orbax logs each thing it stumbles over; what matters comes back as an exception and is said in one line."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class SaveError(OSError):
@@ -55,7 +70,6 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 2):
         import orbax.checkpoint as ocp  # 0.5 s: only where a run is trained or read
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.ocp, self.directory = ocp, Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
@@ -80,7 +94,8 @@ class Checkpoints:
 
     def guard(self, action: Callable[[], Any], step: int | None) -> None:
         try:
-            action()
+            with quietly():
+                action()
         except Exception as e:
             good = self.steps()
             last = f"the last good one is step {good[0]}" if good else "none was complete"
@@ -95,7 +110,8 @@ class Checkpoints:
         tried, reason = self.steps(), ""
         for step in tried:
             try:
-                values = self.read(step, target)
+                with quietly():
+                    values = self.read(step, target)
             except Exception as e:
                 reason = first_line(e)
                 note(f"checkpoint {step} is damaged ({reason}); going back to the one before")

@@ -42,13 +42,26 @@ def first_state(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], 
     shapes = jax.eval_shape(first)
     everywhere = NamedSharding(mesh, PartitionSpec())
     weights = shardings(model, mesh, exp.rules)
-    optimizer = optax.tree.map_params(
-        exp.optimizer, lambda _, s: s, shapes.optimizer, weights, transform_non_params=lambda _: everywhere
-    )
+    optimizer = like_weights(shapes.optimizer, shapes.params, weights, everywhere)
     memory = None if shapes.memory is None else shardings(model.state(exp.batch), mesh, exp.rules)
     placed = TrainState(everywhere, weights, optimizer, memory)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
     return jax.jit(first, out_shardings=placed), target
+
+
+def like_weights(optimizer: Tree, params: Params, weights: Tree, otherwise: NamedSharding) -> Tree:
+    """Shardings of an optimizer's state: a moment lies as its weight, known by the end of its path and its shape."""
+    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    places = {path: (x.shape, s) for (path, x), s in zip(named, jax.tree.leaves(weights), strict=True)}
+
+    def leaf(path: tuple, x: Array) -> NamedSharding:
+        for i in range(len(path)):
+            shape, place = places.get(path[i:], (None, otherwise))
+            if shape == x.shape:
+                return place
+        return otherwise
+
+    return jax.tree_util.tree_map_with_path(leaf, optimizer)
 
 
 def batch_sharding(exp: Experiment, mesh: Mesh, shape: tuple[int, int]) -> NamedSharding:
