@@ -15,9 +15,10 @@ def test_products_sums_and_free_moves():
     assert flops(jnp.dot, A, B) == DOT
     assert flops(lambda a: a.T.reshape(2, 16)[None].astype(jnp.bfloat16), A) == 0
     assert flops(lambda a: jnp.sum(jnp.tanh(a)), A) == 32 + 32
-    assert flops(lambda a: jnp.einsum("bij,bjk->bik", a, a), jax.ShapeDtypeStruct((3, 5, 5), jnp.float32)) == 2 * 3 * 125
-    kernel = lambda x: jax.lax.conv_general_dilated(  # noqa: E731
-        x, jnp.ones((3, 1, 8)), (1,), [(2, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=8)
+    many = jax.ShapeDtypeStruct((3, 5, 5), jnp.float32)
+    assert flops(lambda a: jnp.einsum("bij,bjk->bik", a, a), many) == 2 * 3 * 125
+    form = dict(window_strides=(1,), padding=[(2, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=8)
+    kernel = lambda x: jax.lax.conv_general_dilated(x, jnp.ones((3, 1, 8)), **form)  # noqa: E731
     assert flops(kernel, jnp.ones((2, 10, 8))) == 2 * 2 * 10 * 8 * 3
 
 

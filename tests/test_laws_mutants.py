@@ -183,7 +183,7 @@ class ComputesInFloat32(Healthy):
 
 class LosesBits(Healthy):
     def read(self, params, s, dtype):
-        kept = 2 if dtype == jnp.bfloat16 else 23
+        kept = 1 if dtype == jnp.bfloat16 else 23
         return Healthy.read(self, params, jax.lax.reduce_precision(s, 8, kept), dtype)
 
 

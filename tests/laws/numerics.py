@@ -93,4 +93,6 @@ def cost(subject: Subject) -> None:
     assert growth == "quadratic" or sizes[0] == sizes[1], f"declared linear, but the state grows with its room: {sizes}"
 
     half, whole = (forward(subject, t).memory_analysis().temp_size_in_bytes for t in (LONG // 2, LONG))
-    assert whole <= 2.2 * half + 2**16, f"temporary memory {half} bytes at {LONG // 2} tokens, {whole} at {LONG}"
+    # Nearer to linear (2) than to quadratic (4): what buffers XLA can share differs a little from length to length.
+    limit = 2 * math.sqrt(2) * half + 2**16
+    assert whole <= limit, f"temporary memory {half} bytes at {LONG // 2} tokens, {whole} at {LONG}"

@@ -13,6 +13,7 @@ from laws.subject import (
     Subject,
     add,
     case,
+    compiled,
     fill_row,
     floating,
     fresh,
@@ -138,7 +139,7 @@ def starts_absent(subject: Subject, seed: int = 0) -> None:
     """2, at its simplest: no starts at all equal starts that are all False, and a fresh start equals `state=None`."""
     c, t = case(subject, seed), LENGTHS[0]
     x, params = c.given["x"][:, :t], c.given["params"]
-    plain = jax.jit(lambda p, x: subject.model.apply(p, x)[0])(params, x)
+    plain = compiled(lambda p, x: subject.model.apply(p, x)[0], params, x)(params, x)
     state = fresh(subject, params, floating(jax.tree.map(jnp.zeros_like, c.back["state"])))[0]
     none = jnp.zeros((BATCH, t), bool)
     close(run(subject, {"params": params, "x": x, "state": state}, none, nothing(subject, t))[0]["y"], plain)
