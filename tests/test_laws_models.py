@@ -19,14 +19,14 @@ def block(name: str) -> Block:
     return Block(make(name, WIDTH), SwiGLU(WIDTH))
 
 
-HYBRID = (block("GatedDeltaNet"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
+HYBRID = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
 MODELS = {
     "Block": Subject(block("LEM")),
     "Stack": Subject(Stack(block("LEM"), 2)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
     "Stack hybrid": Subject(Stack(HYBRID, 6, "dots")),
     "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
-    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID, 3), tied=False), VOCAB),
+    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID[1:], 2), tied=False), VOCAB),
     "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),
 }
 
