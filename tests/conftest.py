@@ -27,9 +27,17 @@ def x64():
         yield
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file's tests stay in one worker, which has their programs compiled, unless the test names its own group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one worker, which has their programs compiled; a parametrized class is split by parameter.
+
+    (`--dist loadgroup` would say it with marks, but pytest-xdist 3.8 does not write them into pytest 9.2's node ids.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySubject(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            own = "::Test" in nodeid and nodeid.endswith("]")
+            return super()._split_scope(nodeid) + (nodeid[nodeid.index("[") :] if own else "")
+
+    return BySubject(config, log)

@@ -20,9 +20,8 @@ seeds = st.integers(0, 2)
 
 
 def subjects(named: dict[str, Subject]):
-    """Parametrize by name; everything about one subject runs in one worker, which has its programs compiled."""
-    each = [pytest.param(s, id=name, marks=pytest.mark.xdist_group(name)) for name, s in named.items()]
-    return pytest.mark.parametrize("subject", each)
+    """Parametrize by name; conftest.py lets everything about one subject run in one worker."""
+    return pytest.mark.parametrize("subject", [pytest.param(s, id=name) for name, s in named.items()])
 
 
 class Laws:
