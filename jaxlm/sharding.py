@@ -31,8 +31,8 @@ MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 # Earlier rules win where two axes of one array ask for the same mesh axis.
 RULES: Rules = (
-    # This order: with ("data", "fsdp"), the mesh data=2,fsdp=2,tensor=2 and a weight split by fsdp and tensor, XLA (jaxlib
-    # 0.10.2, both partitioners) gives wrong values inside lax.scan; law 4 holds the order to account.
+    # In this order: with ("data", "fsdp"), the mesh data=2,fsdp=2,tensor=2 and a weight split by fsdp and tensor, XLA
+    # (jaxlib 0.10.2, both partitioners) gives wrong gradients inside lax.scan. Law 4 sees it.
     ("batch", ("fsdp", "data")),
     ("time", "context"),
     ("layers", None),

@@ -1,9 +1,9 @@
 """Keep a non-finite token inside its own document.
 
 A parallel form multiplies masked scores by values, and 0 * nan is nan: one bad token would reach every row of the
-product, even the past. `isolate` zeroes such tokens before any product and says which tokens are spoiled by them; `spoil` puts
-the nan back, from the bad token to the end of its document, so that nothing is hidden and nothing leaks. `tokenwise`
-does both for a function that looks at one token at a time: there too the gradient of a weight is a sum over tokens.
+product, even the past. `isolate` zeroes such tokens before any product and says which tokens are spoiled by them;
+`spoil` puts the nan back, from the bad token to the end of its document, so that nothing is hidden and nothing leaks.
+`tokenwise` does both for a function of single tokens: there too the gradient of a weight is a sum over tokens.
 """
 
 from collections.abc import Callable
