@@ -1,6 +1,7 @@
 """Block and Stack: mixers made of mixers. Depth is a scan, so that compile time does not grow with it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class Block(Mixer):
         return self.mixer.growth
 
     @property
-    def normalise(self) -> Module:
+    def normalise(self) -> Any:  # a Module with apply(params, x)
         return RMSNorm(self.width) if self.norm is None else self.norm
 
     def params(self):
@@ -80,7 +81,7 @@ class Block(Mixer):
         h, state = self.mixer.apply(params["mixer"], h, state, starts, keys[0])
         x = name(x + dropout(name(h, "mixer.out"), self.dropout, keys[1]), "resid")
         if self.mlp is not None:
-            mlp = self.mlp
+            mlp: Any = self.mlp
             h = tokenwise(lambda x: mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x)), x)
             x = name(x + dropout(name(h, "mlp.out"), self.dropout, keys[2]), "resid")
         return x, state

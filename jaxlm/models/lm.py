@@ -1,6 +1,7 @@
 """A language model: tokens in, logits out, any mixer between."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -41,7 +42,7 @@ class LM(Module):
         return self.body.growth
 
     @property
-    def normalise(self) -> Module:
+    def normalise(self) -> Any:  # a Module with apply(params, x)
         return RMSNorm(self.width) if self.norm is None else self.norm
 
     def params(self):
