@@ -83,13 +83,14 @@ def resumed(place: RunDirectory, named: str | None, args: list[str], note: Calla
     about = place.about
     if named is not None and find_config(named).resolve() != Path(about["config"]):
         raise ConfigError(f"--run-dir = {str(place.path)!r}: holds a run of {about['config']}; expected that config, or none")
-    place.differs_from(note)
     function = load_config(place.path / "config.py")
     knobs, _ = parse_train(about["name"], function, args, {k: immutable(v) for k, v in about["arguments"].items()})
     changed = {k: v for k, v in knobs.items() if immutable(about["arguments"].get(k)) != v}
+    exp = place.experiment(changed)
+    place.differs_from(note)
     if changed:
         note("changed in this run: " + ", ".join(f"{k} {about['arguments'].get(k)} -> {v}" for k, v in changed.items()))
-    return place.experiment(changed)
+    return exp
 
 
 def immutable(value: Any) -> Any:

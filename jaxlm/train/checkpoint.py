@@ -6,7 +6,7 @@ fingerprint, an exact integer computed on the devices: one changed bit is notice
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Complete checkpoints, newest first."""
-        return sorted(self.manager.all_steps(read=True), reverse=True)
+        return sorted(self.manager.all_steps(), reverse=True)
 
     def save(self, step: int, tree: Tree, wait: bool = False) -> None:
         """Begin to write; the tree is copied before this returns, and may be donated afterwards."""
@@ -97,6 +97,8 @@ class Checkpoints:
             with quietly():
                 action()
         except Exception as e:
+            with quietly(), suppress(Exception):  # one that was begun earlier may still become complete
+                self.manager.wait_until_finished()
             good = self.steps()
             last = f"the last good one is step {good[0]}" if good else "none was complete"
             what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
