@@ -25,16 +25,17 @@ def main(args: list[str]) -> None:
         Args:
             run: The run's directory.
             data: A text file, folder or .gz; all of it is scored. Default: the run's own held-out text.
-            length: Tokens a row; default: as in training.
+            length: Tokens a row; default: as in the run's own evaluations.
             rows: Read only that many rows; 0: all.
         """
         exp = RunDirectory(run).experiment()
+        length = length or exp.evaluate_length or exp.data.length
         if data is None:
             text = exp.data.evaluation(length)
         else:
             corpus = TextFiles((str(data),))
             documents = [d for split in ("train", "held_out") for d in corpus.documents(split)]
-            text = Evaluation(pack(documents, exp.data.tokenizer), length or exp.data.length)
+            text = Evaluation(pack(documents, exp.data.tokenizer), length)
         step, params = restore_weights(exp, run, say)
         exp = dataclasses.replace(exp, batch=min(exp.batch, max(1, text.rows)) if not exp.mesh else exp.batch)
         mesh = make_mesh(exp.mesh)

@@ -21,6 +21,7 @@ class Experiment:
     mesh            'data=4,tensor=2': devices along mesh axes; '' is one device
     log_every       updates between two lines of the log
     evaluate_every  updates between two evaluations, 0: only at the end
+    evaluate_length tokens a row in evaluations, 0: as in training; longer rows lose less context at their heads
     evaluate_rows   rows of held-out data in evaluations during the run, 0: all; the last one always reads all
     save_every      updates between two checkpoints, 0: only at the end
     keep            how many checkpoints stay
@@ -41,6 +42,7 @@ class Experiment:
     rules: tuple = RULES
     log_every: int = 10
     evaluate_every: int = 0
+    evaluate_length: int = 0
     evaluate_rows: int = 64
     save_every: int = 0
     keep: int = 2
@@ -52,7 +54,7 @@ class Experiment:
         for field in ("steps", "batch", "accumulate", "log_every", "keep"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"Experiment.{field} = {getattr(self, field)}: expected at least 1")
-        for field in ("evaluate_every", "evaluate_rows", "save_every", "sample"):
+        for field in ("evaluate_every", "evaluate_length", "evaluate_rows", "save_every", "sample"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"Experiment.{field} = {getattr(self, field)}: expected 0 or more")
         if self.batch % self.accumulate:

@@ -102,7 +102,7 @@ class Run:
         self.make, self.target = first_state(exp, self.mesh)
         self.update, self.score = train_step(exp, self.mesh), evaluation_step(exp, self.mesh)
         self.training = exp.data.training(exp.seed)
-        self.held_out = exp.data.evaluation()
+        self.held_out = exp.data.evaluation(exp.evaluate_length or None)
         create()
         self.checkpoints = Checkpoints(self.directory / "checkpoints", exp.keep)
 

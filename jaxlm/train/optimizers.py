@@ -44,6 +44,11 @@ def muon(
     )
 
 
+def clipped(optimizer: optax.GradientTransformation, norm: float = 1.0) -> optax.GradientTransformation:
+    """The gradient scaled down to a global norm first."""
+    return optax.chain(optax.clip_by_global_norm(norm), optimizer)
+
+
 def trapezoid(rate: float, steps: int, warmup: int = 40, cooldown: float = 0.5) -> optax.Schedule:
     """Linear warm-up, constant, linear decay to zero over the last share `cooldown` of the steps."""
     warmup = max(1, min(warmup, steps // 10))
