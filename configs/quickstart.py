@@ -6,7 +6,7 @@ expected   examples/results/quickstart.json, which this command wrote
 """
 
 from jaxlm.blocks import Block, Stack
-from jaxlm.data import Text
+from jaxlm.data import Bytes, HuggingFace, StandardLibrary, Text, TextFiles
 from jaxlm.layers.mlp import SwiGLU
 from jaxlm.mixers import Attention, make
 from jaxlm.models import LM
@@ -24,6 +24,9 @@ def experiment(
     depth: int = 2,
     length: int = 128,
     mixer: str = "",
+    text: tuple[str, ...] = (),
+    tokenizer: str = "",
+    remat: str = "none",
     dtype: str = "float32",
     accumulate: int = 1,
     save_every: int = 200,
@@ -42,21 +45,26 @@ def experiment(
         depth: Blocks.
         length: Tokens a row.
         mixer: Any registered mixer in every block; default: GRU and windowed Attention in turn.
+        text: Files, folders or .gz to learn from; default: the Python standard library.
+        tokenizer: A Hugging Face tokenizer.json; default: bytes.
+        remat: What the backward pass computes again: none, dots, named or full.
         dtype: Of the computation.
         accumulate: Parts of a batch, run one after the other.
         save_every: Updates between checkpoints.
         evaluate_every: Updates between evaluations.
         sample: Tokens of text written at the end.
     """
-    text = Text(length=length)
+    corpus = TextFiles(text) if text else StandardLibrary()
+    data = Text(corpus, HuggingFace(tokenizer) if tokenizer else Bytes(), length)
     mixers = [make(mixer, width)] if mixer else [make("GRU", width), Attention(width, window=max(1, length // 2))]
-    model = LM(text.vocab, width, Stack(tuple(Block(m, SwiGLU(width, 2 * width)) for m in mixers), depth))
+    pattern = tuple(Block(m, SwiGLU(width, 2 * width)) for m in mixers)
+    model = LM(data.vocab, width, Stack(pattern, depth, remat))
     optimizer = muon(model, trapezoid(lr, steps), trapezoid(0.15 * lr, steps))
     return Experiment(
         name="quickstart",
         model=model,
         optimizer=clipped(optimizer),
-        data=text,
+        data=data,
         steps=steps,
         batch=batch,
         seed=seed,

@@ -13,12 +13,37 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxlm.errors import ConfigError
 
 # Primitives that only move, relabel or make up data.
-FREE = frozenset({
-    "broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "dynamic_slice", "gather", "rev",
-    "dynamic_update_slice", "concatenate", "split", "pad", "iota", "copy", "convert_element_type", "name", "scatter",
-    "bitcast_convert_type", "reduce_precision", "stop_gradient", "optimization_barrier", "sharding_constraint",
-    "device_put", "random_wrap", "random_unwrap", "random_seed",
-})
+FREE = frozenset(
+    {
+        "broadcast_in_dim",
+        "reshape",
+        "transpose",
+        "squeeze",
+        "expand_dims",
+        "slice",
+        "dynamic_slice",
+        "gather",
+        "rev",
+        "dynamic_update_slice",
+        "concatenate",
+        "split",
+        "pad",
+        "iota",
+        "copy",
+        "convert_element_type",
+        "name",
+        "scatter",
+        "bitcast_convert_type",
+        "reduce_precision",
+        "stop_gradient",
+        "optimization_barrier",
+        "sharding_constraint",
+        "device_put",
+        "random_wrap",
+        "random_unwrap",
+        "random_seed",
+    }
+)
 
 
 def flops(f: Callable, *args: Any, **kwargs: Any) -> int:

@@ -1,13 +1,13 @@
 """A model is a value: frozen hyperparameters, weights declared once, everything else a fold over that declaration.
 
-    class Linear(Module):                                   frozen dataclass: hashable, equal by value, printable
-        def params(self): return {"w": Spec(...)}           the one declaration
+class Linear(Module):                                   frozen dataclass: hashable, equal by value, printable
+    def params(self): return {"w": Spec(...)}           the one declaration
 
-    init(module, key)       values; a leaf's key comes from its path, so a new weight never changes its neighbours
-    abstract(module)        shapes and dtypes
-    count(module)           how many numbers
-    cast(module, p, dtype)  compute dtype, leaves marked `keep` stay
-    decay_mask(module)      which leaves weight decay may touch
+init(module, key)       values; a leaf's key comes from its path, so a new weight never changes its neighbours
+abstract(module)        shapes and dtypes
+count(module)           how many numbers
+cast(module, p, dtype)  compute dtype, leaves marked `keep` stay
+decay_mask(module)      which leaves weight decay may touch
 """
 
 import dataclasses
@@ -24,7 +24,18 @@ from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.initializers import Initializer
 from jaxlm.typing import Array, Params, Tree
 
-__all__ = ["ConfigError", "Module", "ShapeError", "Spec", "abstract", "cast", "count", "decay_mask", "init", "map_specs"]
+__all__ = [
+    "ConfigError",
+    "Module",
+    "ShapeError",
+    "Spec",
+    "abstract",
+    "cast",
+    "count",
+    "decay_mask",
+    "init",
+    "map_specs",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +59,14 @@ class Spec:
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
-            raise ShapeError(f"Spec.axes {self.axes} names {len(self.axes)} axes, shape {self.shape} has {len(self.shape)}")
+            raise ShapeError(
+                f"Spec.axes {self.axes} names {len(self.axes)} axes, shape {self.shape} has {len(self.shape)}"
+            )
         named = [a for a in self.axes if a is not None]
         if len(set(named)) != len(named):
-            raise ConfigError(f"Spec.axes {self.axes}: each name may occur once (a square map uses e.g. embed and state)")
+            raise ConfigError(
+                f"Spec.axes {self.axes}: each name may occur once (a square map uses e.g. embed and state)"
+            )
         if any(size < 0 for size in self.shape):
             raise ShapeError(f"Spec.shape {self.shape}: sizes must not be negative")
         missing = [a for a in self.ins if a not in self.axes]
@@ -147,5 +162,5 @@ def cast(module: Module, params: Params, dtype: Any) -> Params:
 
 
 def decay_mask(module: Module) -> Tree:
-    """True where weight decay belongs: matrices that contract something; never gains, biases, gates, embeddings or scalars."""
+    """True where weight decay belongs: matrices that contract something; not gains, biases, gates, embeddings."""
     return map_specs(lambda s: bool(s.ins) and not s.keep and len(s.shape) - ("layers" in s.axes) >= 2, module.params())

@@ -21,8 +21,18 @@ from jaxlm.errors import ConfigError, ShapeError, UnknownAxis
 from jaxlm.module import Module, Spec, init, is_spec, path_name
 from jaxlm.typing import Array, Params, Tree
 
-__all__ = ["MESH_AXES", "RULES", "Replicated", "big_and_replicated", "constrainer", "identity", "init_sharded", "mesh",
-           "resolve", "shardings"]
+__all__ = [
+    "MESH_AXES",
+    "RULES",
+    "Replicated",
+    "big_and_replicated",
+    "constrainer",
+    "identity",
+    "init_sharded",
+    "mesh",
+    "resolve",
+    "shardings",
+]
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 Axes = Sequence[str | None]
@@ -64,8 +74,10 @@ def mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(f"mesh {text!r}: {' and '.join(free)} are -1, expected at most one")
     if free:
         if len(devices) % taken or not devices:
-            raise ConfigError(f"mesh {text!r}: {len(devices)} devices cannot be split by {taken}, "
-                              f"expected sizes whose product divides {len(devices)}")
+            raise ConfigError(
+                f"mesh {text!r}: {len(devices)} devices cannot be split by {taken}, "
+                f"expected sizes whose product divides {len(devices)}"
+            )
         sizes[free[0]] = len(devices) // taken
     need = math.prod(sizes.values())
     if need > len(devices):
@@ -80,8 +92,9 @@ def _parse(text: str) -> dict[str, int]:
     for part in text.split(",") if text.strip() else []:
         axis, equals, number = (p.strip() for p in part.partition("="))
         if not equals or axis not in MESH_AXES:
-            raise ConfigError(f"mesh {text!r}: {part.strip()!r}, "
-                              f"expected AXIS=SIZE with AXIS one of {', '.join(MESH_AXES)}")
+            raise ConfigError(
+                f"mesh {text!r}: {part.strip()!r}, expected AXIS=SIZE with AXIS one of {', '.join(MESH_AXES)}"
+            )
         if axis in sizes:
             raise ConfigError(f"mesh {text!r}: {axis} is given twice, expected once")
         try:
@@ -118,8 +131,10 @@ def resolve(axes: Axes, shape: Sequence[int], mesh: Mesh, rules: Rules = RULES, 
         split = (split,) if isinstance(split, str) else split or ()
         ways = math.prod(mesh.shape[m] for m in split)
         if size % ways:
-            raise ShapeError(f"{path}: axis {axis!r} of shape {tuple(shape)} has size {size}, "
-                             f"expected a multiple of {ways} ({' x '.join(f'{m}={mesh.shape[m]}' for m in split)})")
+            raise ShapeError(
+                f"{path}: axis {axis!r} of shape {tuple(shape)} has size {size}, "
+                f"expected a multiple of {ways} ({' x '.join(f'{m}={mesh.shape[m]}' for m in split)})"
+            )
     return spec
 
 
@@ -130,8 +145,9 @@ def _present(rules: tuple, mesh: Mesh) -> tuple[tuple[str, str | tuple[str, ...]
         wanted = (target,) if isinstance(target, str) else tuple(target or ())
         for axis in wanted:
             if axis not in MESH_AXES and axis not in mesh.shape:
-                raise ConfigError(f"rule {(logical, target)}: mesh axis {axis!r}, "
-                                  f"expected one of {', '.join(MESH_AXES)}")
+                raise ConfigError(
+                    f"rule {(logical, target)}: mesh axis {axis!r}, expected one of {', '.join(MESH_AXES)}"
+                )
         kept = [axis for axis in wanted if mesh.shape.get(axis, 1) > 1]
         out.append((logical, tuple(kept) if len(kept) > 1 else next(iter(kept), None)))
     return tuple(out)
@@ -190,6 +206,9 @@ def big_and_replicated(module: Module | Tree, mesh: Mesh, rules: Rules = RULES, 
     """The tensors of at least `limit` bytes that no mesh axis splits, largest first; none on a mesh of one device."""
     specs: Mapping = dict(jax.tree_util.tree_leaves_with_path(_specs(module), is_leaf=is_spec))
     places = dict(jax.tree_util.tree_leaves_with_path(shardings(module, mesh, rules)))
-    found = [Replicated(path_name(path), spec.size * jnp.dtype(spec.dtype).itemsize) for path, spec in specs.items()
-             if mesh.size > 1 and places[path].is_fully_replicated]
+    found = [
+        Replicated(path_name(path), spec.size * jnp.dtype(spec.dtype).itemsize)
+        for path, spec in specs.items()
+        if mesh.size > 1 and places[path].is_fully_replicated
+    ]
     return sorted((r for r in found if r.bytes >= limit), key=lambda r: (-r.bytes, r.path))

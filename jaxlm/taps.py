@@ -128,8 +128,10 @@ class _Interpreter:
                 raise ConfigError(f"tap {label!r}: no activation has this name, expected one of {sorted(known)}")
             if any(known[label]):
                 hidden = sorted(set(known[label]) - {""})
-                raise ConfigError(f"tap {label!r}: is inside {', '.join(hidden)}, expected a name outside of custom "
-                                  "derivatives and while loops")
+                raise ConfigError(
+                    f"tap {label!r}: is inside {', '.join(hidden)}, expected a name outside of custom "
+                    "derivatives and while loops"
+                )
         outs, taps = self.run(closed, (), *map(jnp.asarray, jax.tree.leaves((args, kwargs))))
         return jax.tree.unflatten(jax.tree.structure(shape), outs), taps
 
@@ -191,8 +193,10 @@ class _Interpreter:
             return [value], {label: [value]}
         new = jnp.asarray(self.changes[label](value, at))
         if new.shape != value.shape or new.dtype != value.dtype:
-            raise ShapeError(f"replace {label!r}: got {new.dtype}{list(new.shape)}, "
-                             f"expected {value.dtype}{list(value.shape)} as the value it replaces")
+            raise ShapeError(
+                f"replace {label!r}: got {new.dtype}{list(new.shape)}, "
+                f"expected {value.dtype}{list(value.shape)} as the value it replaces"
+            )
         return [name(new, label)], {}  # named again, so that remat policies still find it
 
     def scan(self, eqn: Any, at: At, args: list[Any]) -> tuple[Sequence[Any], Taps]:
@@ -253,5 +257,7 @@ def _extend(taps: Taps, more: Taps) -> None:
 def _placed(eqn: Any, field: str, values: Sequence[Any]) -> list[Any]:
     """The values under a jit's own shardings, where it states any."""
     asked = eqn.params.get(field) or [None] * len(values)
-    return [lax.with_sharding_constraint(v, s) if isinstance(s, jax.sharding.Sharding) else v
-            for v, s in zip(values, asked, strict=True)]
+    return [
+        lax.with_sharding_constraint(v, s) if isinstance(s, jax.sharding.Sharding) else v
+        for v, s in zip(values, asked, strict=True)
+    ]

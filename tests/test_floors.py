@@ -47,8 +47,11 @@ def imported(tree: ast.AST) -> set[tuple[str, int]]:
 
 def breaches(source: str, floor: str) -> list[str]:
     level = LEVEL[floor]
-    return [f"line {line}: {floor} imports {name}" for name, line in sorted(imported(ast.parse(source)))
-            if LEVEL.get(name, len(FLOORS)) > level]
+    return [
+        f"line {line}: {floor} imports {name}"
+        for name, line in sorted(imported(ast.parse(source)))
+        if LEVEL.get(name, len(FLOORS)) > level
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(ROOT)) for f in FILES])

@@ -41,6 +41,7 @@ def with_gradients(form, starts, **options):
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(new["k"])) + jnp.sum(new["v"] ** 2), (y, new)
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))
+
     def run_with(xs, cache):
         return grad(*xs, cache and {n: cache[n] for n in "kv"}, cache and cache["length"])
 

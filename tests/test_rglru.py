@@ -25,8 +25,10 @@ def cell(p, x, s):
     recent = np.concatenate([s["conv"], (x @ p["input"])[None]])
     u = (p["conv"] * recent).sum(0) + p["conv_bias"]
     blocks = u.reshape(len(p["gates"]), -1)
-    r, i = (np.concatenate([b @ w[:, g] + c[g] for b, w, c in zip(blocks, p["gates"], p["gates_bias"], strict=True)])
-            for g in (0, 1))
+    r, i = (
+        np.concatenate([b @ w[:, g] + c[g] for b, w, c in zip(blocks, p["gates"], p["gates_bias"], strict=True)])
+        for g in (0, 1)
+    )
     a = np.exp(-8 * sigmoid(r) * np.log1p(np.exp(p["decay"])))
     gated = sigmoid(i) * u
     h = a * s["h"] + np.sqrt(1 - a**2) * gated if s["seen"] else gated

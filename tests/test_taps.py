@@ -257,6 +257,7 @@ def test_a_hidden_name_is_refused_and_others_beside_it_are_not(x, hide, what):
 
 def test_custom_derivatives_beside_a_tap_keep_their_rule(x):
     for own in (own_vjp, own_jvp):
+
         def f(x, own=own):
             return own(taps.name(x, "in")).sum()
 

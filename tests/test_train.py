@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import experiment
+from tolerance import close
 
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.train.checkpoint import Checkpoints, SaveError, fingerprint, flat
 from jaxlm.train.loop import Diverged, Run, restore_weights
 from jaxlm.train.report import JsonLines, read_metrics
 from jaxlm.train.step import first_state, train_step
-from tiny import experiment
-from tolerance import close
+
+# After a failed read or write Orbax leaves futures behind that complain when they are collected, in any later test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ROOT = Path(__file__).parents[1]
 TEXT = str(ROOT / "LICENSE")
@@ -51,7 +54,11 @@ def quiet(tmp_path_factory):
     for layout in ("rows", "lanes"):
         where = tmp_path_factory.mktemp(layout)
         events = []
-        runs[layout] = (Run(tiny(layout=layout), where, [events.append, JsonLines(where / "metrics.jsonl")])(), where, events)
+        runs[layout] = (
+            Run(tiny(layout=layout), where, [events.append, JsonLines(where / "metrics.jsonl")])(),
+            where,
+            events,
+        )
     return runs
 
 
@@ -76,7 +83,10 @@ def test_a_cut_run_goes_on_bit_for_bit(layout, quiet, tmp_path):
     assert result.step == exp.steps
     (_, a), (_, b) = final(where, exp), final(tmp_path, exp)
     assert bits(a) == bits(b)
-    losses = [[(e["step"], e["loss"]) for e in read_metrics(p / "metrics.jsonl") if e["kind"] == "update"] for p in (where, tmp_path)]
+    losses = [
+        [(e["step"], e["loss"]) for e in read_metrics(p / "metrics.jsonl") if e["kind"] == "update"]
+        for p in (where, tmp_path)
+    ]
     assert losses[0] == losses[1], "each step is logged once, with the same loss"
 
 
@@ -136,7 +146,9 @@ def test_weights_and_moments_are_placed():
     exp = tiny(mesh="fsdp=8")
     make, target = first_state(exp, make_mesh(exp.mesh))
     state = make()
-    jax.tree.map(lambda x, t: None if x.sharding == t.sharding else pytest.fail(f"{x.sharding} {t.sharding}"), state, target)
+    jax.tree.map(
+        lambda x, t: None if x.sharding == t.sharding else pytest.fail(f"{x.sharding} {t.sharding}"), state, target
+    )
     moment = optax.tree.get(state.optimizer, "mu")["embed"]
     assert moment.addressable_shards[0].data.shape == (256, 2), "the optimizer's moments are split as their weights"
 
@@ -157,10 +169,9 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(bytes(data))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # futures that Orbax leaves behind
 @pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
-    """Whichever file of it is hurt, the values that come back are those of a good step; the damaged one is set aside."""
+    """Whichever file of it is hurt, what comes back is a good step; the damaged one is set aside."""
     from jaxlm.sharding import mesh as make_mesh
 
     _, target = first_state(tiny(), make_mesh(""))
@@ -185,7 +196,6 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
     assert told, "some file must matter"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_a_good_checkpoint_it_says_so(quiet, tmp_path):
     where = tmp_path / "run"
     shutil.copytree(quiet["rows"][1], where)
@@ -227,7 +237,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
         return real(step, **kwargs)
 
     monkeypatch.setattr(run.checkpoints.manager, "save", full)
-    with pytest.raises(SaveError, match="step 8.*No space left on device; the last good one is step 4"):
+    with pytest.raises(SaveError, match=r"step 8.*No space left on device; the last good one is step 4"):
         run()
     assert restore_weights(exp, where, pytest.fail)[0] == 4
 
@@ -247,7 +257,8 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused_before_anything_is_writte
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("batch", -1), ("accumulate", 3), ("dtype", "int8"), ("keep", 0), ("save_every", -1)]
+    ("field", "value"),
+    [("steps", 0), ("batch", -1), ("accumulate", 3), ("dtype", "int8"), ("keep", 0), ("save_every", -1)],
 )
 def test_numbers_out_of_range_are_named(field, value):
     with pytest.raises(ConfigError, match=f"{field} = "):

@@ -1,4 +1,4 @@
-"""The one tolerance table. Closeness is relative to the size of what is compared, by dtype; nothing else may be used."""
+"""The one tolerance table. Closeness is relative to the size of what is compared, by dtype; nothing else is used."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,13 @@ def distance(got, want) -> dict[str, float]:
     got_leaves, got_def = jax.tree_util.tree_flatten_with_path(got)
     want_leaves, want_def = jax.tree_util.tree_flatten_with_path(want)
     assert got_def == want_def, f"trees differ:\n{got_def}\n{want_def}"
-    wide = [np.asarray(jnp.asarray(w).astype(jnp.float32) if jnp.asarray(w).dtype == jnp.bfloat16 else w) for _, w in want_leaves]
-    sizes = [float(np.nanmax(np.abs(w))) if w.size and w.dtype.kind in "fc" and not np.isnan(w).all() else 0.0 for w in wide]
+    wide = [
+        np.asarray(jnp.asarray(w).astype(jnp.float32) if jnp.asarray(w).dtype == jnp.bfloat16 else w)
+        for _, w in want_leaves
+    ]
+    sizes = [
+        float(np.nanmax(np.abs(w))) if w.size and w.dtype.kind in "fc" and not np.isnan(w).all() else 0.0 for w in wide
+    ]
     largest = max(sizes, default=0.0)
     out = {}
     for (path, g), w, size in zip(got_leaves, wide, sizes, strict=True):

@@ -1,10 +1,11 @@
 """The command line: the only place that prints and reads flags.
 
-Every failure is one line that names the field, the value and what was expected; `--debug` adds the traceback. Exit codes:
-0 done, 1 a failure of the run, 2 wrong arguments or input, 130 Ctrl-C, 143 SIGTERM.
+Every failure is one line that names the field, the value and what was expected; `--debug` adds the traceback. Exit
+codes: 0 done, 1 a failure of the run, 2 wrong arguments or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -38,7 +39,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    if not debug:
+        hush()
     sys.exit(guarded(args, debug))
+
+
+def hush() -> None:
+    """Silence what the storage library logs and drops around a failure: the failure itself arrives as an exception."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
 
 
 def guarded(args: list[str], debug: bool) -> int:

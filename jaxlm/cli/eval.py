@@ -33,8 +33,7 @@ def main(args: list[str]) -> None:
         if data is None:
             text = exp.data.evaluation(length)
         else:
-            corpus = TextFiles((str(data),))
-            documents = [d for split in ("train", "held_out") for d in corpus.documents(split)]
+            documents = TextFiles((str(data),), held_out=(str(data),)).documents("held_out")
             text = Evaluation(pack(documents, exp.data.tokenizer), length)
         step, params = restore_weights(exp, run, say)
         exp = dataclasses.replace(exp, batch=min(exp.batch, max(1, text.rows)) if not exp.mesh else exp.batch)

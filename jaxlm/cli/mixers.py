@@ -16,7 +16,7 @@ def main(args: list[str]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        from jaxlm.mixers import MIXERS
+        from jaxlm.mixers import MIXERS, make
         from jaxlm.mixers.facts import facts
 
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -25,8 +25,8 @@ def main(args: list[str]) -> None:
         table.add_column("operations a token", justify="right")
         table.add_column("grows")
         table.add_column("forms")
-        for name, cls in MIXERS.items():
-            f = facts(cls(width), room)
+        for name in MIXERS:
+            f = facts(make(name, width), room)
             cells = f"{f.weights:,}", f"{f.state_bytes:,}", f"{f.flops_per_token:,}"
             table.add_row(name, f.paper, *cells, f.growth, ", ".join(f.forms))
         console = Console()

@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 EVERY = 5.0  # seconds between plain lines where there is no terminal
@@ -51,7 +52,9 @@ class Progress:
         state += f"  {rate:,.0f} tokens/s  {clock(left)} to go" if rate else ""
         if self.bar is not None:
             step = event["step"]
-            self.bar.update(self.task, description=f"step {step}/{self.steps}", total=self.steps, completed=step, state=state)
+            self.bar.update(
+                self.task, description=f"step {step}/{self.steps}", total=self.steps, completed=step, state=state
+            )
         elif event["step"] in (1, self.steps) or time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
             self.note(f"step {event['step']}/{self.steps}  {state}")

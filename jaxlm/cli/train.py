@@ -82,7 +82,9 @@ def resumed(place: RunDirectory, named: str | None, args: list[str], note: Calla
     """The experiment of a run that goes on: its own config and arguments, but for those given anew."""
     about = place.about
     if named is not None and find_config(named).resolve() != Path(about["config"]):
-        raise ConfigError(f"--run-dir = {str(place.path)!r}: holds a run of {about['config']}; expected that config, or none")
+        raise ConfigError(
+            f"--run-dir = {str(place.path)!r}: holds a run of {about['config']}; expected that config, or none"
+        )
     function = load_config(place.path / "config.py")
     knobs, _ = parse_train(about["name"], function, args, {k: immutable(v) for k, v in about["arguments"].items()})
     changed = {k: v for k, v in knobs.items() if immutable(about["arguments"].get(k)) != v}
@@ -127,7 +129,9 @@ def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progr
         **{k: place.about[k] for k in ("arguments", "versions")},
     }
     (place.path / "result.json").write_text(json.dumps(report, indent=1))
-    loss_curve(place.path / "metrics.jsonl", place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"})
+    loss_curve(
+        place.path / "metrics.jsonl", place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"}
+    )
     params = jax.device_get(result.params)
     save(place.path, exp.model, params)
     run.emit("end")

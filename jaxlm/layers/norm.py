@@ -9,7 +9,7 @@ from jaxlm.typing import Array, Params, wide
 
 
 def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-6) -> Array:
-    """x / rms(x) * gain over the last axes that `gain` spans (the last one without gain).   x (..., d), gain (d) or (h, d)
+    """x / rms(x) * gain.   x (..., d), gain (d) or (h, d) or None
 
     The mean is over the last axis alone: with a gain (h, d) each head is normalised by itself.
     """

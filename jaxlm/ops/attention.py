@@ -105,9 +105,7 @@ def attention_naive(
     # Each slot looks for the one token of the last document that belongs into it.
     want = jnp.arange(slots, dtype=jnp.int32)[None] + (0 if window is None else place[:, -1:] + 1 - slots)
     pick = (want[:, :, None] == places[:, None]) & (docs == doc[:, -1:])[:, None]
-    kept = {
-        name: jnp.einsum("bjs,bsgx->bjgx", pick.astype(x.dtype), x) for name, x in (("k", keys), ("v", values))
-    }
+    kept = {name: jnp.einsum("bjs,bsgx->bjgx", pick.astype(x.dtype), x) for name, x in (("k", keys), ("v", values))}
     over = (place >= slots) & (window is None)
     return spoil(over, y), {**kept, "length": place[:, -1] + 1}
 
@@ -276,6 +274,7 @@ def _window_block(window: int, block: int) -> int:
 
 def _cut(tree, n: int, size: int):
     """(b, t, ...) -> (n, b, size, ...), zeros at the end."""
+
     def cut(x):
         x = jnp.pad(x, [(0, 0), (0, n * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], n, size, *x.shape[2:]), 1, 0)
@@ -285,6 +284,7 @@ def _cut(tree, n: int, size: int):
 
 def _neighbours(keys, n: int, size: int, m: int, c: int):
     """For each block its own keys and those of the m blocks before it: (n, b, (m+1) size, ...)."""
+
     def near(x):
         x = jnp.pad(x, [(0, 0), (m * size - c, n * size + c - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
         x = jnp.moveaxis(x.reshape(x.shape[0], n + m, size, *x.shape[2:]), 1, 0)

@@ -25,7 +25,7 @@ def cross_entropy(x: Array, w: Array, targets: Array, weights: Array) -> tuple[A
     weights     (b, t)              0 leaves a token out
     ->          sum of weighted nats, sum of weights
     """
-    b, t, d = x.shape
+    b, t, _ = x.shape
     pieces = -(-b * t * w.shape[1] // WIDE_NUMBERS)
     if pieces <= 1:
         return jnp.sum(nats(dense(x, w), targets) * weights), jnp.sum(weights)

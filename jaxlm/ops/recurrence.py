@@ -18,9 +18,7 @@ from jaxlm.typing import Array, wide
 Form = Callable[[Array, Array, Array, Array | None], Array]
 
 
-def recurrence_sequential(
-    a: Array, u: Array, state: Array | None, starts: Array | None = None
-) -> tuple[Array, Array]:
+def recurrence_sequential(a: Array, u: Array, state: Array | None, starts: Array | None = None) -> tuple[Array, Array]:
     """h_t = a_t h_{t-1} + u_t, one step after the other; least memory.
 
     a       transition, of either sign      (b, t, ...) real or complex
@@ -34,9 +32,7 @@ def recurrence_sequential(
     return _recur(_sequential, a, u, state, starts)
 
 
-def recurrence_associative(
-    a: Array, u: Array, state: Array | None, starts: Array | None = None
-) -> tuple[Array, Array]:
+def recurrence_associative(a: Array, u: Array, state: Array | None, starts: Array | None = None) -> tuple[Array, Array]:
     """As `recurrence_sequential`, by a parallel prefix over all of time: depth log t, most memory.
 
     The operator is (a2, u2) after (a1, u1) = (a2 a1, a2 u1 + u2) (Blelloch 1990, section 1.4).

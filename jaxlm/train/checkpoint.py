@@ -1,12 +1,13 @@
 """Checkpoints that are written behind the run's back, checked when they are read, and never trusted blindly.
 
 Orbax writes them asynchronously and makes each visible only when it is complete. Beside the values lies their
-fingerprint, an exact integer computed on the devices: one changed bit is noticed on any mesh, and the one before is used.
+fingerprint, an exact integer computed on the devices: one changed bit is noticed on any mesh, and the one
+before is used.
 """
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,6 @@ from jaxlm.module import path_name
 from jaxlm.typing import Array, Tree
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Orbax logs each thing it stumbles over; what matters comes back as an exception and is said in one line."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 class SaveError(OSError):
     """A checkpoint could not be written; says which one is the last good one."""
 
@@ -41,12 +28,16 @@ def words(x: Array) -> Array:
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32).reshape(-1)
     size = x.dtype.itemsize
-    return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)).astype(jnp.uint32).reshape(-1)
+    return (
+        jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32))
+        .astype(jnp.uint32)
+        .reshape(-1)
+    )
 
 
 @jax.jit
 def fingerprint(tree: Tree) -> Array:
-    """uint32 of all bits of a tree: a sum with odd weights, exact in any order, so that it does not depend on the mesh."""
+    """uint32 of all bits of a tree: a sum with odd weights, exact in any order and so on any mesh."""
     total = jnp.zeros((), jnp.uint32)
     for i, x in enumerate(jax.tree.leaves(tree)):
         w = words(x)
@@ -94,10 +85,9 @@ class Checkpoints:
 
     def guard(self, action: Callable[[], Any], step: int | None) -> None:
         try:
-            with quietly():
-                action()
+            action()
         except Exception as e:
-            with quietly(), suppress(Exception):  # one that was begun earlier may still become complete
+            with suppress(Exception):  # one that was begun earlier may still become complete
                 self.manager.wait_until_finished()
             good = self.steps()
             last = f"the last good one is step {good[0]}" if good else "none was complete"
@@ -112,8 +102,7 @@ class Checkpoints:
         tried, reason = self.steps(), ""
         for step in tried:
             try:
-                with quietly():
-                    values = self.read(step, target)
+                values = self.read(step, target)
             except Exception as e:
                 reason = first_line(e)
                 note(f"checkpoint {step} is damaged ({reason}); going back to the one before")
@@ -149,6 +138,9 @@ class Checkpoints:
 
 
 def first_line(e: BaseException) -> str:
-    """The first line of an error, short enough for one line."""
+    """What went wrong, short enough for one line; the operating system's own words where they are in it."""
+    system = re.search(r": ([^:\[\]]+) \[os_error_code", str(e))
+    if system:
+        return system[1]
     lines = str(e).strip().splitlines()
     return f"{type(e).__name__}: {lines[0][:160]}" if lines else type(e).__name__

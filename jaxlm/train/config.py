@@ -34,7 +34,9 @@ def find_config(name: str) -> Path:
     """The file of a config given by name or path."""
     if name.endswith(".py") or "/" in name:
         if not Path(name).is_file():
-            raise ConfigError(f"config = {name!r}: no such file; expected a path, or one of {', '.join(known_configs())}")
+            raise ConfigError(
+                f"config = {name!r}: no such file; expected a path, or one of {', '.join(known_configs())}"
+            )
         return Path(name)
     known = known_configs()
     if name not in known:
@@ -50,7 +52,7 @@ def load_config(path: Path) -> Callable[..., Experiment]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and type hints of the file look themselves up there
     spec.loader.exec_module(module)
-    function = getattr(module, "experiment", None)
+    function: Any = getattr(module, "experiment", None)
     if not callable(function):
         raise ConfigError(f"{path}: expected a function experiment(...) -> Experiment")
     hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters

@@ -7,7 +7,7 @@ import optax
 from jaxlm.data import Text
 from jaxlm.errors import ConfigError
 from jaxlm.models.lm import LM
-from jaxlm.sharding import RULES
+from jaxlm.sharding import RULES, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Experiment:
     accumulate: int = 1
     dtype: str = "float32"
     mesh: str = ""
-    rules: tuple = RULES
+    rules: Rules = RULES
     log_every: int = 10
     evaluate_every: int = 0
     evaluate_length: int = 0
@@ -61,7 +61,7 @@ class Experiment:
             raise ConfigError(f"Experiment.accumulate = {self.accumulate}: expected a divisor of batch = {self.batch}")
         if self.dtype not in ("float32", "bfloat16", "float16", "float64"):
             raise ConfigError(f"Experiment.dtype = {self.dtype!r}: expected float32, bfloat16, float16 or float64")
-        if self.data.tokenizer.vocab > self.model.vocab:
+        if self.data.vocab > self.model.vocab:
             raise ConfigError(
-                f"LM.vocab = {self.model.vocab}: expected at least {self.data.tokenizer.vocab}, the tokenizer's vocabulary"
+                f"LM.vocab = {self.model.vocab}: expected at least {self.data.vocab}, the tokenizer's vocabulary"
             )

@@ -77,7 +77,7 @@ def placed(exp: Experiment, mesh: Any, batch: dict) -> dict:
 
 def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0) -> float:
     """Bits per byte of a text; `rows` > 0 reads only that many rows of it."""
-    total = rows and min(rows, text.rows) or text.rows
+    total = (rows and min(rows, text.rows)) or text.rows
     nats = weight = 0.0
     for i in range(-(-total // exp.batch)):
         n, w = step(params, placed(exp, mesh, text.batch(i, exp.batch)))

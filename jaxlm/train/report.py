@@ -9,7 +9,7 @@ LOGGED = ("update", "evaluation")
 
 
 class JsonLines:
-    """metrics.jsonl: one event a line. On resuming, lines after the resumed step are dropped: they are written again."""
+    """metrics.jsonl: one event a line. On resuming, lines after the resumed step go: they are written again."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -67,9 +67,12 @@ def loss_curve(metrics: Path, picture: Path, references: dict[str, float] | None
         axes.plot(*zip(*train, strict=True), color="0.6", linewidth=0.8, label="training, bits a token")
     if held:
         axes.plot(*zip(*held, strict=True), "o-", color="C0", markersize=4, label="held out, bits a byte")
-    for name, value in (references or {}).items():
+    named = sorted((references or {}).items(), key=lambda item: item[1])
+    for i, (name, value) in enumerate(named):
+        crowded = i + 1 < len(named) and named[i + 1][1] - value < 0.15  # its label would touch the next line's
         axes.axhline(value, color="C3", linestyle=":", linewidth=1)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="C3")
+        style = {"ha": "right", "va": "top" if crowded else "bottom", "fontsize": 8, "color": "C3"}
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), **style)
     axes.set(xlabel="step", ylabel="bits")
     if held or train:
         low = min([v for _, v in held] + list((references or {}).values()) + [v for _, v in train])

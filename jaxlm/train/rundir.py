@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from jaxlm.errors import ConfigError
 from jaxlm.codec import encode
+from jaxlm.errors import ConfigError
 from jaxlm.train.config import build, load_config
 from jaxlm.train.experiment import Experiment
 
@@ -70,9 +70,8 @@ class RunDirectory:
         function = load_config(self.path / "config.py")
         exp = build(function, {**about["arguments"], **(changes or {})})
         if encode(exp.model) != about["model"]:
-            raise ConfigError(
-                f"run directory = {str(self.path)!r}: holds a run of another model; expected {first_difference(about['model'], encode(exp.model))}"
-            )
+            expected = first_difference(about["model"], encode(exp.model))
+            raise ConfigError(f"run directory = {str(self.path)!r}: holds a run of another model; expected {expected}")
         return exp
 
     def differs_from(self, note: Callable[[str], None]) -> None:

@@ -24,8 +24,8 @@ class TrainState(NamedTuple):
     memory   the model's own state, where the data's rows go on from batch to batch; None otherwise
     """
 
-    step: Array
-    params: Params
+    step: Any
+    params: Any
     optimizer: Any
     memory: Any
 

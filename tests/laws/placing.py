@@ -81,8 +81,10 @@ def types(subject: Subject) -> None:
 
 
 def same(got, want, what: str) -> None:
-    text = lambda tree: {jax.tree_util.keystr(k): f"{a.dtype}{a.shape}" for k, a in  # noqa: E731
-                         jax.tree_util.tree_leaves_with_path(tree)}
+    def text(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(k): f"{a.dtype}{a.shape}" for k, a in leaves}
+
     assert jax.tree.structure(got) == jax.tree.structure(want), f"{what}: state {text(got)}, declared {text(want)}"
     assert text(got) == text(want), f"{what}: state {text(got)}, declared {text(want)}"
 
