@@ -109,6 +109,7 @@ class Stack(Mixer):
     remat: str = "none"
 
     def __post_init__(self):
+        self.check(all(isinstance(b, Mixer) for b in self.pattern), "blocks", "a Mixer, or a tuple of Mixers")
         self.check(len({b.width for b in self.pattern}) == 1, "blocks", "blocks of one width")
         size = len(self.pattern)
         self.check(self.depth > 0 and self.depth % size == 0, "depth", f"a multiple of the pattern's length, {size}")

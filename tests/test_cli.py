@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxlm.cli import guarded
 from jaxlm.files import load
+from jaxlm.train.rundir import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -59,7 +62,7 @@ def test_eval_gives_the_runs_own_number_and_reads_files(trained, capfd):
     got = float(re.match(r"([\d.]+) bits per byte", capfd.readouterr().out)[1])
     assert got == pytest.approx(want, abs=1e-4)
     assert guarded(["eval", str(trained), "--data", TEXT, "--rows", "3"], debug=False) == 0
-    assert f"bytes of {TEXT}, after step 6" in capfd.readouterr().out
+    assert f"3 rows of {TEXT}, after step 6" in capfd.readouterr().out
 
 
 def test_sample_goes_on_from_the_prompt_and_repeats_itself(trained, capfd):
@@ -110,6 +113,7 @@ def test_help_teaches(capfd):
         (["eval", "nowhere"], "nowhere.*expected a run directory"),
         (["sample", "RUN", "--temperature", "-1"], "temperature = -1"),
         (["eval", "RUN", "--data", "/no/such/file"], "/no/such/file"),
+        (["eval", "RUN", "--rows", "-5"], "rows = -5: expected 0 or more"),
     ],
 )
 def test_bad_input_is_one_line(args, expected, trained, tmp_path, monkeypatch, capfd):
@@ -147,6 +151,27 @@ def test_a_run_directory_of_another_model(trained, capfd):
     assert "holds a run of" in line and "tiny.py" in line
 
 
+def test_changed_arguments_stay_with_the_run(trained, tmp_path, capfd):
+    where = tmp_path / "run"
+    shutil.copytree(trained, where)
+    assert guarded(["train", "--run-dir", str(where), "--steps", "8"], debug=False) == 0
+    assert "changed in this run: steps 6 -> 8" in capfd.readouterr().err
+    assert guarded(["train", "--run-dir", str(where)], debug=False) == 0
+    result = json.loads((where / "result.json").read_text())
+    assert result["steps"] == 8 and result["arguments"]["steps"] == 8
+
+
+def test_two_processes_do_not_train_in_one_directory(trained, capfd):
+    with RunDirectory(trained).alone():
+        assert "no other process" in fails(capfd, ["train", "--run-dir", trained])
+
+
+def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path, capfd):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    assert "expected a new or empty directory" in fails(capfd, ["train", TINY, *QUICK, "--run-dir", tmp_path])
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_an_unreadable_tokenizer_is_one_line(tmp_path):
     from jaxlm.data import DataError, HuggingFace
 
@@ -180,9 +205,12 @@ def wait_for(process, words):
     pytest.fail(f"{words!r} did not come:\n" + "".join(seen))
 
 
-def weights(where):
+def ending(where):
+    """The exported weights, and the fingerprint of all that the last checkpoint holds: weights, moments, step."""
     _, params = load(where)
-    return {k: np.asarray(v).tobytes() for k, v in params["body"]["block0"]["mixer"].items()}
+    flat = {jax.tree_util.keystr(k): np.asarray(x).tobytes() for k, x in jax.tree_util.tree_leaves_with_path(params)}
+    meta = json.loads((where / "checkpoints" / "400" / "meta" / "metadata").read_text())
+    return flat, meta["fingerprint"]
 
 
 LONG = ["--text", TEXT, "--steps", "400", "--save-every", "20"]
@@ -192,7 +220,7 @@ LONG = ["--text", TEXT, "--steps", "400", "--save-every", "20"]
 def uninterrupted(tmp_path_factory):
     where = tmp_path_factory.mktemp("cli") / "whole"
     assert guarded(["train", TINY, *LONG, "--run-dir", str(where)], debug=False) == 0
-    return weights(where)
+    return ending(where)
 
 
 def test_kills_at_random_steps_lose_nothing(uninterrupted, tmp_path):
@@ -209,7 +237,7 @@ def test_kills_at_random_steps_lose_nothing(uninterrupted, tmp_path):
     process = start(args)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert weights(tmp_path / "run") == uninterrupted, f"killed {delays} s after the first update"
+    assert ending(tmp_path / "run") == uninterrupted, f"killed {delays} s after the first update"
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -225,7 +253,7 @@ def test_signals_save_first(signum, code, uninterrupted, tmp_path):
     process = start([*args, "--resume"])
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0 and f"going on after step {stopped}" in err, err
-    assert weights(tmp_path / "run") == uninterrupted
+    assert ending(tmp_path / "run") == uninterrupted
 
 
 def test_a_disk_that_takes_no_more_is_one_line(tmp_path):

@@ -66,7 +66,7 @@ def final(where, exp):
     mesh = Run(exp, where).mesh
     _, target = first_state(exp, mesh)
     checkpoints = Checkpoints(where / "checkpoints")
-    step, state = checkpoints.restore(target, lambda text: pytest.fail(text))
+    step, state, _ = checkpoints.restore(target, lambda text: pytest.fail(text))
     checkpoints.close()
     return step, state
 
@@ -184,7 +184,9 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
             shutil.copytree(whole / step, where / step)
         damage(where / name, how)
         notes, checkpoints = [], Checkpoints(where)
-        step, state = checkpoints.restore(target, notes.append)
+        step, state, damaged = checkpoints.restore(target, notes.append)
+        for worse in damaged:
+            checkpoints.set_aside(worse)
         checkpoints.close()
         assert bits(state) == right.setdefault(step, bits(state)), name
         if step == 12:  # the file does not matter to the values: they must be the right ones
@@ -244,8 +246,28 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(tmp_path):
     exp = tiny(optimizer="sgd", lr=1e30, save_every=1)
-    with pytest.raises(Diverged, match="expected a finite number"):
+    with pytest.raises(Diverged, match="expected finite numbers"):
         Run(exp, tmp_path)()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in checkpoints.steps():
+        weights = checkpoints.manager.restore(step)["values"]
+        assert all(np.isfinite(x).all() for name, x in weights.items() if name.startswith("params")), step
+    checkpoints.close()
+
+
+def test_another_optimizer_is_not_damage(quiet, tmp_path):
+    """A checkpoint that does not fit is named and left where it is."""
+    where = tmp_path / "run"
+    shutil.copytree(quiet["rows"][1], where)
+    with pytest.raises(ConfigError, match=r"holds optimizer\..*expected the run's own model, optimizer"):
+        Run(tiny(optimizer="sgd"), where)()
+    assert Checkpoints(where / "checkpoints").steps()[0] == 12 and not (where / "damaged").exists()
+
+
+def test_fewer_steps_than_were_made_are_refused(quiet, tmp_path):
+    shutil.copytree(quiet["rows"][1], tmp_path / "run")
+    with pytest.raises(ConfigError, match="steps = 6: the run has made 12"):
+        Run(tiny(steps=6), tmp_path / "run")()
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused_before_anything_is_written(tmp_path):

@@ -7,6 +7,7 @@ codes: 0 done, 1 a failure of the run, 2 wrong arguments or input, 130 Ctrl-C, 1
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,7 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = [a for a in args if a != "--debug"]
     if not debug:
         hush()
+    signal.signal(signal.SIGTERM, terminate)  # a training loop has its own, which saves first
     sys.exit(guarded(args, debug))
+
+
+class Terminated(BaseException):
+    """SIGTERM, outside a training loop."""
+
+
+def terminate(signum: int, frame: object) -> None:
+    raise Terminated
 
 
 def hush() -> None:
@@ -54,10 +64,15 @@ def hush() -> None:
 def guarded(args: list[str], debug: bool) -> int:
     """The exit code of a command; errors become one line on stderr."""
     try:
-        return dispatch(args)
+        code = dispatch(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         say("stopped by Ctrl-C")
         return 130
+    except Terminated:
+        say("stopped by SIGTERM")
+        return 143
     except BrokenPipeError:  # the reader of a pipe left: `jaxlm mixers | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

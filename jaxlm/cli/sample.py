@@ -1,5 +1,6 @@
 """jaxlm sample RUN --prompt TEXT --tokens N --temperature 0.8"""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ def main(args: list[str]) -> None:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int = 0,
+        mesh: str = "",
     ) -> None:
         """Write text with a trained run.
 
@@ -36,8 +38,9 @@ def main(args: list[str]) -> None:
             top_p: Keep the likeliest tokens of this total probability.
             min_p: Keep tokens of at least this share of the likeliest one's probability.
             seed: Of the draw.
+            mesh: Devices to read the weights onto, whatever they were trained on.
         """
-        exp = RunDirectory(run).experiment()
+        exp = dataclasses.replace(RunDirectory(run).experiment(), mesh=mesh)
         how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         step, params = restore_weights(exp, run, say)
         say(f"{run}: {exp.name} after step {step}")

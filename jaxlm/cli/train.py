@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from jaxlm.generate import Sampling, generate
 from jaxlm.train.config import build, find_config, known_configs, load_config
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.loop import Result, Run
-from jaxlm.train.report import JsonLines, TensorBoard, loss_curve
+from jaxlm.train.report import JsonLines, TensorBoard, loss_curve, read_metrics
 from jaxlm.train.rundir import RunDirectory, new_run, newest_run
 
 RUNS = Path("runs")
@@ -36,23 +38,38 @@ def main(args: list[str]) -> None:
     """Train a config, or go on with a run."""
     named = args[0] if args and not args[0].startswith("-") else None
     args = args[1:] if named is not None else args
-    place = existing(named, args)
+    place, progress = existing(named, args), Progress()
     if place is None:
         config = find_config(named or "quickstart")
         function = load_config(config)
         knobs, opts = parse_train(config.stem, function, args)
         exp = build(function, knobs)
         place = RunDirectory(opts["run_dir"]) if opts["run_dir"] else new_run(RUNS, exp.name)
-        progress = Progress()
-        run = prepare(exp, place, progress, lambda: place.create(config, knobs, exp))
+        begin = partial(place.create, config, knobs, exp)
     else:
-        progress = Progress()
-        exp = resumed(place, named, args, progress.note)
-        run = prepare(exp, place, progress, lambda: None)
-    progress.note(f"{place.path}  {exp.name}: {summary(exp)}")
-    with progress:
-        result = run()
-    finish(exp, place, result, run, progress)
+        exp, knobs = resumed(place, named, args, progress.note)
+        begin = partial(place.record, {**place.about, "arguments": knobs})
+    train(exp, place, begin, progress)
+
+
+def train(exp: Experiment, place: RunDirectory, begin: Callable[[], None], progress: Progress) -> None:
+    """Run it in its directory. `begin` writes there first, once everything else was found usable."""
+    with ExitStack() as held:
+
+        def create() -> None:
+            new = not place.exists
+            if new:
+                begin()
+            held.enter_context(place.alone())
+            if not new:
+                begin()
+
+        run = Run(exp, place.path, [], create)
+        run.listeners = [progress, JsonLines(place.path / "metrics.jsonl"), TensorBoard(place.path / "tensorboard")]
+        progress.note(f"{place.path}  {exp.name}: {summary(exp)}")
+        with progress:
+            result = run()
+        finish(exp, place, result, run, progress)
 
 
 def existing(named: str | None, args: list[str]) -> RunDirectory | None:
@@ -68,7 +85,7 @@ def existing(named: str | None, args: list[str]) -> RunDirectory | None:
             if "--resume" in args:
                 raise ConfigError(f"--run-dir = {value!r}: expected a run to go on with (it has no run.json)")
             return None
-    return newest_run(RUNS, find_config(named or "quickstart").stem) if "--resume" in args else None
+    return newest_run(RUNS, find_config(named or "quickstart")) if "--resume" in args else None
 
 
 def parse_train(
@@ -78,8 +95,10 @@ def parse_train(
     return parse(f"jaxlm train {name}", about, function, options, args, defaults)
 
 
-def resumed(place: RunDirectory, named: str | None, args: list[str], note: Callable[[str], None]) -> Experiment:
-    """The experiment of a run that goes on: its own config and arguments, but for those given anew."""
+def resumed(
+    place: RunDirectory, named: str | None, args: list[str], note: Callable[[str], None]
+) -> tuple[Experiment, dict[str, Any]]:
+    """(experiment, arguments) of a run that goes on: its own config and arguments, but for those given anew."""
     about = place.about
     if named is not None and find_config(named).resolve() != Path(about["config"]):
         raise ConfigError(
@@ -92,19 +111,12 @@ def resumed(place: RunDirectory, named: str | None, args: list[str], note: Calla
     place.differs_from(note)
     if changed:
         note("changed in this run: " + ", ".join(f"{k} {about['arguments'].get(k)} -> {v}" for k, v in changed.items()))
-    return exp
+    return exp, knobs
 
 
 def immutable(value: Any) -> Any:
     """JSON has no tuples: lists were tuples."""
     return tuple(immutable(v) for v in value) if isinstance(value, list) else value
-
-
-def prepare(exp: Experiment, place: RunDirectory, progress: Progress, create: Callable[[], None]) -> Run:
-    """Everything that can be wrong is found here, before the first directory is made by `create`."""
-    run = Run(exp, place.path, [], create)
-    run.listeners = [progress, JsonLines(place.path / "metrics.jsonl"), TensorBoard(place.path / "tensorboard")]
-    return run
 
 
 def summary(exp: Experiment) -> str:
@@ -119,26 +131,26 @@ def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progr
     rows = {"this run": result.bits_per_byte}
     if exp.baselines:
         rows |= baselines(exp.data.corpus.documents("train"), exp.data.corpus.documents("held_out"))
+    metrics = place.path / "metrics.jsonl"
+    updates = [e for e in read_metrics(metrics) if e["kind"] == "update"]
     report = {
         "name": exp.name,
         "steps": result.step,
-        "loss": result.loss,
+        "loss": updates[-1]["loss"],
         "bits_per_byte": rows,
         "held_out_bytes": run.held_out.stream.bytes,
-        "seconds": round(result.seconds, 1),
+        "seconds_of_last_call": round(result.seconds, 1),
         **{k: place.about[k] for k in ("arguments", "versions")},
     }
-    (place.path / "result.json").write_text(json.dumps(report, indent=1))
-    loss_curve(
-        place.path / "metrics.jsonl", place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"}
-    )
+    (place.path / "result.json").write_text(json.dumps(report, indent=1, allow_nan=False))
+    loss_curve(metrics, place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"})
     params = jax.device_get(result.params)
     save(place.path, exp.model, params)
     run.emit("end")
     progress.table("held-out bits per byte", rows)
     if exp.sample:
         text = sample(exp, params, exp.prompt, exp.sample, Sampling(temperature=0.8), exp.seed)
-        (place.path / "sample.txt").write_text(text)
+        (place.path / "sample.txt").write_text(text, encoding="utf-8")
         progress.text("a sample at temperature 0.8", text)
     say(f"{place.path}: loss.png, metrics.jsonl, model.json; go on with: jaxlm sample {place.path} --prompt TEXT")
 
@@ -150,4 +162,4 @@ def sample(exp: Experiment, params: Any, prompt: str, tokens: int, how: Sampling
     tokenizer = exp.data.tokenizer
     ids = np.concatenate([[tokenizer.bos], tokenizer.encode(prompt.encode())]).astype(np.int32)
     out, _ = generate(exp.model, params, jax.numpy.asarray(ids)[None], tokens, jax.random.key(seed), how)
-    return prompt + tokenizer.decode(np.asarray(out[0]))
+    return tokenizer.decode(np.concatenate([ids, np.asarray(out[0])]))

@@ -87,7 +87,7 @@ class HuggingFace:
     def _size(self) -> int:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    @cached_property
+    @property
     def bos(self) -> int:
         """The file's own token that begins or ends a text; an id more where it has none."""
         special = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}

@@ -36,6 +36,7 @@ class LM(Module):
     def __post_init__(self):
         self.check(self.vocab > 0, "vocab", "a positive number of tokens")
         self.check(self.body.width == self.width, "body", f"a mixer of width {self.width}")
+        self.check(self.normalise.width == self.width, "norm", f"a module of width {self.width}")
 
     @property
     def growth(self) -> str:

@@ -5,7 +5,9 @@ fingerprint, an exact integer computed on the devices: one changed bit is notice
 before is used.
 """
 
+import json
 import re
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +53,16 @@ def flat(tree: Tree) -> dict[str, Any]:
     return {path_name(path).replace("/", "."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def layout(tree: Tree) -> dict[str, list]:
+    """Shape and dtype of every leaf by path, as JSON."""
+    return {name: [list(x.shape), x.dtype.name] for name, x in flat(tree).items()}
+
+
+def check(meta: dict) -> int:
+    """Checksum of what lies beside the values."""
+    return zlib.crc32(json.dumps({k: v for k, v in meta.items() if k != "check"}, sort_keys=True).encode())
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
@@ -73,7 +85,8 @@ class Checkpoints:
         """Begin to write; the tree is copied before this returns, and may be donated afterwards."""
         if step in self.steps():
             return self.wait()
-        meta = {"step": step, "fingerprint": int(fingerprint(tree))}
+        meta = {"step": step, "fingerprint": int(fingerprint(tree)), "layout": layout(tree)}
+        meta["check"] = check(meta)
         args = self.ocp.args.Composite(values=self.ocp.args.StandardSave(flat(tree)), meta=self.ocp.args.JsonSave(meta))
         self.guard(lambda: self.manager.save(step, args=args, force=True), step)
         if wait:
@@ -87,39 +100,51 @@ class Checkpoints:
         try:
             action()
         except Exception as e:
-            with suppress(Exception):  # one that was begun earlier may still become complete
-                self.manager.wait_until_finished()
+            for settle in (self.manager.wait_until_finished, self.manager.reload):
+                with suppress(Exception):  # one that was begun earlier may still become complete
+                    settle()
             good = self.steps()
             last = f"the last good one is step {good[0]}" if good else "none was complete"
             what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
             raise SaveError(f"{self.directory}: cannot write {what}: {first_line(e)}; {last}") from e
 
-    def restore(self, target: Tree, note: Callable[[str], None]) -> tuple[int, Tree]:
-        """(step, values) of the newest checkpoint that reads and whose fingerprint holds; damaged ones are set aside.
+    def restore(self, target: Tree, note: Callable[[str], None]) -> tuple[int, Tree, list[int]]:
+        """(step, values, damaged steps) of the newest checkpoint that reads and whose fingerprint holds.
 
         target   tree of jax.ShapeDtypeStruct with shardings
+        Nothing is moved or deleted. A checkpoint of another layout is not damaged: it raises, naming the leaf.
         """
-        tried, reason = self.steps(), ""
+        tried, damaged, reason = self.steps(), [], ""
         for step in tried:
             try:
-                values = self.read(step, target)
+                return step, self.read(step, target), damaged
+            except ConfigError:
+                raise
             except Exception as e:
                 reason = first_line(e)
                 note(f"checkpoint {step} is damaged ({reason}); going back to the one before")
-                self.set_aside(step)
-                continue
-            return step, values
+                damaged.append(step)
         found = f"all of {tried} are damaged (the last: {reason})" if tried else "there is none"
         raise ConfigError(f"{self.directory}: expected a readable checkpoint, but {found}")
 
     def read(self, step: int, target: Tree) -> Tree:
-        args = self.ocp.args.Composite(
-            values=self.ocp.args.StandardRestore(flat(target)), meta=self.ocp.args.JsonRestore()
-        )
-        out = self.manager.restore(step, args=args)
-        leaves = [out["values"][name] for name in flat(target)]
-        tree = jax.tree.unflatten(jax.tree.structure(target), leaves)
-        if int(fingerprint(tree)) != out["meta"]["fingerprint"]:
+        """The values of one checkpoint; raises if it cannot be read, is altered, or is of another layout."""
+        args = self.ocp.args
+        meta = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        held, wanted = meta["layout"], layout(target)
+        if meta["check"] != check(meta):
+            raise ValueError("its description is altered")
+        other = [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
+        if other:
+            name = other[0]
+            raise ConfigError(
+                f"{self.directory / str(step)}: holds {name} = {held.get(name)}, this experiment has "
+                f"{wanted.get(name)}; expected the run's own model, optimizer, batch and layout"
+            )
+        values = args.Composite(values=args.StandardRestore(flat(target)))
+        out = self.manager.restore(step, args=values)["values"]
+        tree = jax.tree.unflatten(jax.tree.structure(target), [out[name] for name in flat(target)])
+        if int(fingerprint(tree)) != meta["fingerprint"]:
             raise ValueError("its values differ from their fingerprint")
         return tree
 
@@ -134,7 +159,8 @@ class Checkpoints:
         self.manager.reload()
 
     def close(self) -> None:
-        self.manager.close()
+        """End the writing threads, after what they write."""
+        self.guard(self.manager.close, None)
 
 
 def first_line(e: BaseException) -> str:

@@ -51,9 +51,12 @@ def load_config(path: Path) -> Callable[..., Experiment]:
         raise ConfigError(f"config = {str(path)!r}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and type hints of the file look themselves up there
-    spec.loader.exec_module(module)
-    function: Any = getattr(module, "experiment", None)
-    if not callable(function):
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise ConfigError(f"config = {str(path)!r}: cannot be loaded: {type(e).__name__}: {e}") from e
+    function = getattr(module, "experiment", None)
+    if not inspect.isfunction(function):
         raise ConfigError(f"{path}: expected a function experiment(...) -> Experiment")
     hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters
     lacking = [k for k in REQUIRED if k not in parameters]

@@ -17,6 +17,7 @@ class Experiment:
     steps           updates of the weights
     batch           rows of data an update sees, over all devices
     accumulate      the batch is run in this many equal parts, one after the other; the update is the same
+                    (but for dropout)
     dtype           of the computation; weights and optimizer stay float32
     mesh            'data=4,tensor=2': devices along mesh axes; '' is one device
     log_every       updates between two lines of the log
@@ -59,8 +60,8 @@ class Experiment:
                 raise ConfigError(f"Experiment.{field} = {getattr(self, field)}: expected 0 or more")
         if self.batch % self.accumulate:
             raise ConfigError(f"Experiment.accumulate = {self.accumulate}: expected a divisor of batch = {self.batch}")
-        if self.dtype not in ("float32", "bfloat16", "float16", "float64"):
-            raise ConfigError(f"Experiment.dtype = {self.dtype!r}: expected float32, bfloat16, float16 or float64")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"Experiment.dtype = {self.dtype!r}: expected float32 or bfloat16")
         if self.data.vocab > self.model.vocab:
             raise ConfigError(
                 f"LM.vocab = {self.model.vocab}: expected at least {self.data.vocab}, the tokenizer's vocabulary"

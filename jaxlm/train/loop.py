@@ -77,10 +77,10 @@ def placed(exp: Experiment, mesh: Any, batch: dict) -> dict:
 
 def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0) -> float:
     """Bits per byte of a text; `rows` > 0 reads only that many rows of it."""
-    total = (rows and min(rows, text.rows)) or text.rows
+    total, size = min(rows or text.rows, text.rows), exp.batch // exp.accumulate
     nats = weight = 0.0
-    for i in range(-(-total // exp.batch)):
-        n, w = step(params, placed(exp, mesh, text.batch(i, exp.batch)))
+    for i in range(-(-total // size)):
+        n, w = step(params, placed(exp, mesh, text.batch(i, size)))
         nats, weight = nats + float(n), weight + float(w)
     return text.stream.bits_per_byte(nats, weight)
 
@@ -98,7 +98,9 @@ class Run:
         """create: called when everything was found usable, before anything is written to the directory"""
         self.exp, self.directory, self.listeners = exp, Path(directory), listeners
         self.mesh = make_mesh(exp.mesh)
-        batch_sharding(exp, self.mesh, (exp.batch // exp.accumulate, exp.data.length))  # raises before anything is read
+        part, wide = exp.batch // exp.accumulate, exp.evaluate_length or exp.data.length
+        for shape in ((part, exp.data.length), (part, wide)):
+            batch_sharding(exp, self.mesh, shape)  # raises before anything is read
         self.make, self.target = first_state(exp, self.mesh)
         self.update, self.score = train_step(exp, self.mesh), evaluation_step(exp, self.mesh)
         self.training = exp.data.training(exp.seed)
@@ -114,7 +116,9 @@ class Run:
         """The state of the newest good checkpoint, or a new one."""
         if not self.checkpoints.steps():
             return self.make()
-        step, state = self.checkpoints.restore(self.target, lambda text: self.emit("note", text=text))
+        step, state, damaged = self.checkpoints.restore(self.target, lambda text: self.emit("note", text=text))
+        for worse in damaged:  # out of the way of new ones, now that a good one is in hand
+            self.checkpoints.set_aside(worse)
         self.emit("resume", step=step)
         return state
 
@@ -137,31 +141,46 @@ class Run:
                 self.save(state)
                 bits = self.evaluate(state.params, self.exp.steps, 0)
                 self.checkpoints.wait()
+                if caught:
+                    raise Stopped(caught[0], self.exp.steps)
             finally:
                 self.checkpoints.close()
         return Result(state.params, self.exp.steps, loss, bits, time.monotonic() - began)
 
+    @staticmethod
+    def finite(step: int, metrics: dict) -> float:
+        """The loss; raises where it or the gradient is not finite, so that no such step is ever saved."""
+        loss, norm = float(metrics["loss"]), float(metrics["norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"loss = {loss}, gradient norm = {norm} at step {step}: expected finite numbers; try a smaller --lr"
+            )
+        return loss
+
     def updates(self, state: TrainState, caught: list[int]) -> tuple[TrainState, float]:
         exp, first, loss = self.exp, int(state.step), math.nan
+        if first > exp.steps:
+            raise ConfigError(
+                f"Experiment.steps = {exp.steps}: the run has made {first} already; expected at least that"
+            )
         clock = Clock(exp, first)
         self.emit("begin", step=first, steps=exp.steps)
         for step in range(first + 1, exp.steps + 1):
             batch = self.training.batch(step - 1, exp.batch)
             state, metrics = self.update(state, placed(exp, self.mesh, batch))
-            due = step % exp.log_every == 0 or step in (first + 1, exp.steps)
-            if due:
-                loss = float(metrics["loss"])
-                if not math.isfinite(loss):
-                    raise Diverged(f"loss = {loss} at step {step}: expected a finite number; try a smaller --lr")
-                weight = float(metrics["weight"])
-                bits = self.training.stream.bits_per_byte(loss * weight, weight)
-                norm = float(metrics["norm"])
-                self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **clock.tick(step))
             last = step == exp.steps
-            if caught:
+            stop, due = bool(caught), step % exp.log_every == 0 or step == first + 1 or last
+            saving = bool(exp.save_every) and step % exp.save_every == 0 and not last
+            if due or saving or stop:
+                loss = self.finite(step, metrics)
+            if due:
+                weight, norm = float(metrics["weight"]), float(metrics["norm"])
+                bits = self.training.stream.bits_per_byte(loss * weight, weight)
+                self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **clock.tick(step))
+            if stop:
                 self.save(state, wait=True)
                 raise Stopped(caught[0], step)
-            if exp.save_every and step % exp.save_every == 0 and not last:
+            if saving:
                 self.save(state)
             if exp.evaluate_every and step % exp.evaluate_every == 0 and not last:
                 self.evaluate(state.params, step, exp.evaluate_rows)
@@ -194,7 +213,7 @@ def restore_weights(exp: Experiment, directory: Path, note: Callable[[str], None
     _, target = first_state(exp, make_mesh(exp.mesh))
     checkpoints = Checkpoints(Path(directory) / "checkpoints", exp.keep)
     try:
-        step, state = checkpoints.restore(target, note)
+        step, state, _ = checkpoints.restore(target, note)
     finally:
         checkpoints.close()
     return step, state.params

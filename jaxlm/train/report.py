@@ -17,7 +17,9 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         if event["kind"] in ("resume", "begin"):
             kept = [e for e in read_metrics(self.path) if e["step"] <= event["step"]]
-            self.path.write_text("".join(json.dumps(e) + "\n" for e in kept))
+            new = self.path.with_suffix(".new")
+            new.write_text("".join(json.dumps(e) + "\n" for e in kept))
+            new.replace(self.path)  # at once: a kill leaves the old lines or the new ones
         elif event["kind"] in LOGGED:
             with self.path.open("a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -38,12 +40,14 @@ class TensorBoard:
     """Scalars for TensorBoard, under tensorboard/ of the run."""
 
     def __init__(self, directory: Path):
-        from tensorboardX import SummaryWriter  # 0.3 s: only in a run
-
-        self.writer = SummaryWriter(str(directory), flush_secs=10)
+        self.directory = directory
 
     def __call__(self, event: Event) -> None:
-        if event["kind"] in LOGGED:
+        if event["kind"] == "begin":
+            from tensorboardX import SummaryWriter  # 0.3 s: only in a run
+
+            self.writer = SummaryWriter(str(self.directory), flush_secs=10, purge_step=event["step"] + 1)
+        elif event["kind"] in LOGGED:
             for name, value in event.items():
                 if name not in ("kind", "step") and isinstance(value, int | float):
                     self.writer.add_scalar(f"{event['kind']}/{name}", value, event["step"])

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +51,37 @@ class RunDirectory:
     def create(self, config: Path, knobs: dict[str, Any], exp: Experiment) -> None:
         """Write what the run is, before it begins."""
         try:
+            if self.path.is_dir() and any(p.name not in ("config.py", "run.json.new") for p in self.path.iterdir()):
+                raise ConfigError(f"run directory = {str(self.path)!r}: expected a new or empty directory, or a run")
+            copy = self.path / "config.py"
+            if copy.exists() and copy.read_bytes() != config.read_bytes():
+                raise ConfigError(f"run directory = {str(self.path)!r}: expected no other config.py in it")
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.py").write_bytes(config.read_bytes())
-            about = {
-                "name": exp.name,
-                "config": str(config.resolve()),
-                "arguments": knobs,
-                "model": encode(exp.model),
-                "versions": versions(),
-            }
-            temporary = self.path / "run.json.new"
-            temporary.write_text(json.dumps(about, indent=1))
-            temporary.replace(self.path / "run.json")  # last: a directory with run.json is a whole one
+            copy.write_bytes(config.read_bytes())
+            about = {"name": exp.name, "config": str(config.resolve()), "model": encode(exp.model)}
+            self.record({**about, "versions": versions(), "arguments": knobs})  # last: then the directory is a run
         except OSError as e:
             raise ConfigError(f"run directory = {str(self.path)!r}: cannot be written: {e.strerror or e}") from e
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the directory, which exists, for this process: two writers would spoil each other's files."""
+        import fcntl
+
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run directory = {str(self.path)!r}: expected one that no other process trains in"
+                ) from None
+            yield
+
+    def record(self, about: dict[str, Any]) -> None:
+        """Write run.json, at once."""
+        new = self.path / "run.json.new"
+        new.write_text(json.dumps(about, indent=1, default=os.fspath))
+        new.replace(self.path / "run.json")
 
     def experiment(self, changes: dict[str, Any] | None = None) -> Experiment:
         """The run's experiment from its own copy of the config, with some arguments changed."""
@@ -104,12 +123,13 @@ def new_run(folder: Path, name: str) -> RunDirectory:
     return RunDirectory(path)
 
 
-def newest_run(folder: Path, name: str) -> RunDirectory:
-    """The last run of that name; raises if there is none."""
-    runs = [p for p in folder.glob(f"{name}-*") if (p / "run.json").is_file()]
+def newest_run(folder: Path, config: Path) -> RunDirectory:
+    """The last run of that config; raises if there is none."""
+    runs = [RunDirectory(p.parent) for p in folder.glob("*/run.json")]
+    runs = [r for r in runs if r.about.get("config") == str(config.resolve())]
     if not runs:
-        raise ConfigError(f"--resume: expected a run of {name!r} under {str(folder)!r}, found none")
-    return RunDirectory(max(runs, key=lambda p: (p / "run.json").stat().st_mtime))
+        raise ConfigError(f"--resume: expected a run of {str(config)!r} under {str(folder)!r}, found none")
+    return max(runs, key=lambda r: (r.path / "run.json").stat().st_mtime)
 
 
 def versions() -> dict[str, str]:

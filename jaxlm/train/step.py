@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.mixers.base import batch_axes
 from jaxlm.models.lm import LM
-from jaxlm.module import abstract, cast, init
+from jaxlm.module import cast, init
 from jaxlm.sharding import constrainer, resolve, shardings
 from jaxlm.train.experiment import Experiment
 from jaxlm.typing import Array, Params, Tree
@@ -70,7 +70,7 @@ def batch_sharding(exp: Experiment, mesh: Mesh, shape: tuple[int, int]) -> Named
 
 
 def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array], carries: bool) -> Callable[..., Any]:
-    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory or None)) in compute dtype."""
+    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory or None)); the model runs in `dtype`."""
 
     def f(params: Params, batch: Batch, memory: Tree, key: Array | None):
         low = cast(model, params, dtype)
@@ -111,7 +111,7 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
     memory_axes = batch_axes(model.state(exp.batch)) if carries else None
 
     def in_parts(params: Params, batch: Batch, memory: Tree, key: Array):
-        """Sums over the parts: the update does not depend on their number."""
+        """Sums over the parts: without dropout the update does not depend on their number."""
         pieces = split_rows(batch, jax.tree.map(lambda _: 0, batch), parts)
         memories = None if memory is None else split_rows(memory, memory_axes, parts)
 
@@ -151,12 +151,3 @@ def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tu
         return nats, weight
 
     return jax.jit(evaluate)
-
-
-def weights_target(exp: Experiment, mesh: Mesh) -> Params:
-    """Shapes and shardings of the weights alone."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract(exp.model),
-        shardings(exp.model, mesh, exp.rules),
-    )
