@@ -46,7 +46,7 @@ def test_numbers_come_from_committed_results(name):
     """Every measured number in the README is found in the JSON that a command wrote."""
     result = json.loads((ROOT / "examples" / "results" / f"{name}.json").read_text())
     section = README.split("## Measured")[1].split("\n## ")[0]
-    shown = re.findall(rf"<!-- {name}:([^>]+?) -->\s*([\d.,]+)", section)
+    shown = re.findall(rf"<!-- {name}:([^>]+?) -->\s*(\d[\d,]*(?:\.\d+)?)", section)
     assert shown
     for key, text in shown:
         value = result
