@@ -1,7 +1,10 @@
 """Strict tests: 8 simulated CPU devices, no silent rank or dtype promotion, fast compiles."""
 
+import json
 import os
+import time
 from importlib import metadata
+from pathlib import Path
 
 # Read once when the backend starts. Compiling dominates this suite: no polish, and fusions by the older, quicker code
 # generator where this jaxlib has it (an unknown flag ends the process).
@@ -13,6 +16,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from jaxlm.train.rundir import versions  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -41,3 +46,21 @@ def pytest_xdist_make_scheduler(config, log):
             return super()._split_scope(nodeid) + (nodeid[nodeid.index("[") :] if own else "")
 
     return BySubject(config, log)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record", metavar="FILE", help="write the suite's minutes and number of tests as JSON, if all pass"
+    )
+
+
+def pytest_configure(config):
+    config.began = time.perf_counter()
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    file = config.getoption("--record")
+    if file and exitstatus == 0 and not hasattr(config, "workerinput"):  # the workers report to this one
+        minutes = (time.perf_counter() - config.began) / 60
+        result = {"minutes": minutes, "passed": len(terminalreporter.stats["passed"]), "versions": versions()}
+        Path(file).write_text(json.dumps(result, indent=1) + "\n")

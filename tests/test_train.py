@@ -1,6 +1,7 @@
 """The trainer loses nothing: resuming, parts, meshes, lanes, damaged checkpoints."""
 
 import dataclasses
+import gc
 import json
 import random
 import shutil
@@ -20,9 +21,6 @@ from jaxlm.train.loop import Diverged, Run, restore_weights
 from jaxlm.train.report import JsonLines, read_metrics
 from jaxlm.train.step import first_state, train_step
 
-# After a failed read or write Orbax leaves futures behind that complain when they are collected, in any later test.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 ROOT = Path(__file__).parents[1]
 TEXT = str(ROOT / "LICENSE")
 
@@ -33,6 +31,13 @@ def tiny(**knobs):
 
 def bits(tree):
     return {name: np.asarray(x).tobytes() for name, x in flat(tree).items()}
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What a test leaves behind is collected before the next one."""
+    yield
+    gc.collect()
 
 
 class Cut(Exception):
