@@ -41,7 +41,7 @@ def test_it_is_short():
     assert len(README.splitlines()) < 200
 
 
-@pytest.mark.parametrize("name", ["quickstart", "claims"])
+@pytest.mark.parametrize("name", ["quickstart", "claims", "suite"])
 def test_numbers_come_from_committed_results(name):
     """Every measured number in the README is found in the JSON that a command wrote."""
     result = json.loads((ROOT / "examples" / "results" / f"{name}.json").read_text())
