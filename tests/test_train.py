@@ -26,7 +26,7 @@ TEXT = str(ROOT / "LICENSE")
 
 
 def tiny(**knobs):
-    return experiment(**{"text": TEXT, **knobs})
+    return experiment(**{"text": (TEXT,), **knobs})
 
 
 def bits(tree):

@@ -16,7 +16,7 @@ def experiment(
     lr: float = 1e-2,
     batch: int = 8,
     mesh: str = "",
-    text: str = "LICENSE",
+    text: tuple[str, ...] = ("LICENSE",),
     layout: str = "rows",
     mixer: str = "LEM",
     width: int = 16,
@@ -26,7 +26,7 @@ def experiment(
     evaluate_every: int = 0,
     optimizer: str = "adamw",
 ) -> Experiment:
-    data = Text(TextFiles((text,)), length=16, layout=layout)  # type: ignore[arg-type]
+    data = Text(TextFiles(text), length=16, layout=layout)  # type: ignore[arg-type]
     body = Stack(Block(make(mixer, width), SwiGLU(width), dropout=dropout), depth=2)
     return Experiment(
         name="tiny",

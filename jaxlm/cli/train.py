@@ -105,18 +105,13 @@ def resumed(
             f"--run-dir = {str(place.path)!r}: holds a run of {about['config']}; expected that config, or none"
         )
     function = load_config(place.path / "config.py")
-    knobs, _ = parse_train(about["name"], function, args, {k: immutable(v) for k, v in about["arguments"].items()})
-    changed = {k: v for k, v in knobs.items() if immutable(about["arguments"].get(k)) != v}
+    knobs, _ = parse_train(about["name"], function, args, about["arguments"])
+    changed = {k: v for k, v in knobs.items() if about["arguments"].get(k) != v}
     exp = place.experiment(changed)
     place.differs_from(note)
     if changed:
         note("changed in this run: " + ", ".join(f"{k} {about['arguments'].get(k)} -> {v}" for k, v in changed.items()))
     return exp, knobs
-
-
-def immutable(value: Any) -> Any:
-    """JSON has no tuples: lists were tuples."""
-    return tuple(immutable(v) for v in value) if isinstance(value, list) else value
 
 
 def summary(exp: Experiment) -> str:

@@ -28,6 +28,7 @@ class RunDirectory:
     metrics.jsonl   losses and evaluations
     tensorboard/    the same for TensorBoard
     loss.png        the same as a picture
+    lock            held by the process that trains here
     checkpoints/    everything that the run carries, by step;  damaged/ what could not be read
     model.json, params.safetensors, sample.txt, result.json      at the end
     """
@@ -44,7 +45,8 @@ class RunDirectory:
         if not self.exists:
             raise ConfigError(f"run = {str(self.path)!r}: expected a run directory (it has no run.json)")
         try:
-            return json.loads((self.path / "run.json").read_text())
+            about = json.loads((self.path / "run.json").read_text())
+            return {**about, "arguments": {k: immutable(v) for k, v in about["arguments"].items()}}
         except json.JSONDecodeError as e:
             raise ConfigError(f"{self.path / 'run.json'}: not readable as JSON: {e}") from e
 
@@ -98,6 +100,11 @@ class RunDirectory:
         original = Path(self.about["config"])
         if original.is_file() and original.read_bytes() != (self.path / "config.py").read_bytes():
             note(f"{original} has changed since this run began; going on with the run's own copy")
+
+
+def immutable(value: Any) -> Any:
+    """JSON has no tuples: its lists were tuples."""
+    return tuple(immutable(v) for v in value) if isinstance(value, list) else value
 
 
 def first_difference(old: Any, new: Any, path: str = "model") -> str:
