@@ -17,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jaxlm.data.folder import DataFolder  # noqa: E402
 from jaxlm.train.rundir import versions  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
@@ -30,6 +31,17 @@ def x64():
     """Run one test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+DATA = Path(os.environ.get("JAXLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The real data, beside the checkout or at JAXLM_DATA."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data: no directory {DATA} (set JAXLM_DATA)")
+    return DataFolder(DATA)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,6 +19,7 @@ FLOORS = [
     ("codec", "files", "session", "generate"),
     ("train",),
     ("theory", "lenses", "compress", "bridges"),
+    ("papers",),
     ("cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(FLOORS) for part in parts}

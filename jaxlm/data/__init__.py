@@ -3,6 +3,7 @@
 from jaxlm.data.baselines import WittenBell, baselines, gzip_bits_per_byte
 from jaxlm.data.corpus import Corpus, StandardLibrary, TextFiles
 from jaxlm.data.errors import DataError
+from jaxlm.data.folder import DataFolder
 from jaxlm.data.rows import Evaluation, Lanes, Rows, Stream, pack
 from jaxlm.data.text import Text
 from jaxlm.data.tokens import Bytes, HuggingFace, Tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "Bytes",
     "Corpus",
     "DataError",
+    "DataFolder",
     "Evaluation",
     "HuggingFace",
     "Lanes",

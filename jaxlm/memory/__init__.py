@@ -1,0 +1,1 @@
+"""Memories that are read by content: memory networks, associative memories, consolidated memories."""

@@ -1,0 +1,110 @@
+"""Train many small models at once: one vmapped program for all seeds and settings of an experiment."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlm.errors import ConfigError
+from jaxlm.typing import Array, Params, Tree
+
+
+class Fit(NamedTuple):
+    """params, every leaf with a leading axis r; watched, leaves (chunks, r, ...)."""
+
+    params: Params
+    watched: Tree
+
+
+def fit(
+    keys: Array,
+    init: Callable[..., Params],
+    loss: Callable[..., Array],
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    every: int,
+    watch: Callable[..., Tree] | None = None,
+    tell: Callable[..., None] | None = None,
+    keep: Path | None = None,
+    each: Tree = None,
+) -> Fit:
+    """Train one model per key, all in one program, and watch them on the way.
+
+    keys    (r,)                                  one per model
+    init    (key) -> params
+    loss    (params, key, step) -> ()             draws its own batch from the key
+    watch   (params, key) -> tree                 after every chunk of `every` steps; the mean loss is always in it
+    each    leaves (r, ...)                       what differs between the models, the last argument of all three
+    tell    (fraction, **numbers)                 after every chunk: means over r of the scalars watched
+    keep    file that progress is kept in: a run that was stopped goes on from its last chunk, bit for bit
+    """
+    if steps < 1 or every < 1 or steps % every:
+        raise ConfigError(f"every = {every}: expected a divisor of the {steps} steps")
+    extra = () if each is None else (each,)
+
+    def begin(key: Array, *each: Tree) -> tuple[Params, Tree]:
+        params = init(key, *each)
+        return params, tx.init(params)
+
+    def step(carry: tuple[Params, Tree], at: tuple[Array, Array], *each: Tree) -> tuple[tuple[Params, Tree], Array]:
+        params, moments = carry
+        key, n = at
+        value, grads = jax.value_and_grad(loss)(params, key, n, *each)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = tx.update(grads, moments, params)
+            return (optax.apply_updates(params, updates), moments), value
+
+    def chunk(carry: tuple[Params, Tree], key: Array, first: Array, *each: Tree) -> tuple[tuple[Params, Tree], Tree]:
+        numbers = first + jnp.arange(every, dtype=jnp.int32)
+        at = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), numbers
+        carry, losses = jax.lax.scan(lambda c, x: step(c, x, *each), carry, at)
+        seen = {} if watch is None else watch(carry[0], jax.random.fold_in(key, first + steps), *each)
+        return carry, {"loss": jnp.mean(losses), **seen}
+
+    axes = (0,) * len(extra)
+    start = jax.jit(jax.vmap(begin, (0, *axes)))
+    go = jax.jit(jax.vmap(chunk, (0, 0, None, *axes)), donate_argnums=0)
+    own = jax.vmap(lambda k: jax.random.split(k))(keys)
+    carry, seen = start(own[:, 0], *extra), []
+    if keep is not None and keep.exists():
+        carry, seen = _read(keep, carry, (steps, every))
+    for n in range(len(seen), steps // every):
+        carry, now = go(carry, own[:, 1], jnp.int32(n * every), *extra)
+        seen.append(jax.device_get(now))
+        if keep is not None:
+            _write(keep, carry, seen, (steps, every))
+        if tell is not None:
+            tell((n + 1) * every / steps, **{k: float(np.mean(v)) for k, v in seen[-1].items() if np.ndim(v) == 1})
+    return Fit(carry[0], jax.tree.map(lambda *x: np.stack(x), *seen))
+
+
+def _write(file: Path, carry: Tree, seen: list[Tree], plan: tuple[int, int]) -> None:
+    """Keep the carry and what was seen, at once: a kill leaves the old file or the new one."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(carry)] + [x for s in seen for _, x in sorted(s.items())]
+    about = json.dumps({"plan": plan, "chunks": len(seen), "names": sorted(seen[0])})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    with new.open("wb") as f:
+        np.savez(f, about=about, **{str(i): x for i, x in enumerate(leaves)})
+        os.fsync(f.fileno())
+    new.replace(file)
+
+
+def _read(file: Path, like: Tree, plan: tuple[int, int]) -> tuple[Any, list[Tree]]:
+    """(carry, seen) as `_write` kept them; ConfigError for another run's file."""
+    with np.load(file, allow_pickle=False) as f:
+        leaves, about = [f[str(i)] for i in range(len(f.files) - 1)], json.loads(str(f["about"]))
+    flat, tree = jax.tree.flatten(like)
+    same = [(x.shape, x.dtype) for x in leaves[: len(flat)]] == [(x.shape, x.dtype) for x in flat]
+    if tuple(about["plan"]) != plan or not same:
+        raise ConfigError(f"{file}: expected the progress of this run, found another's: remove it to begin anew")
+    rest, names = leaves[len(flat) :], about["names"]
+    seen = [dict(zip(names, rest[i * len(names) :], strict=False)) for i in range(about["chunks"])]
+    return jax.tree.unflatten(tree, [jnp.asarray(x) for x in leaves[: len(flat)]]), seen
