@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "train a config: jaxlm train [CONFIG] [--steps N --lr X ...]",
     "sample": "write text with a trained run: jaxlm sample RUN --prompt TEXT --tokens N",
     "eval": "bits per byte of a run on held-out text or a file: jaxlm eval RUN [--data FILE]",
+    "reproduce": "a paper's table or figure: jaxlm reproduce NAME [--budget smoke|cpu|gpu], or --list",
+    "papers": "the papers that the library holds: where each lives, its check, its last result",
     "mixers": "the table of mixers: paper, weights, state bytes, cost per token, forms",
 }
 
@@ -107,7 +109,7 @@ def dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         from jaxlm.train.config import known_configs
 
-        commands = "\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
+        commands = "\n".join(f"  {name:11}{text}" for name, text in COMMANDS.items())
         print(HELP.format(commands=commands, configs=", ".join(known_configs())))
         return 0
     if args[0] in ("--version", "-V"):
@@ -118,5 +120,4 @@ def dispatch(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         say(f"error: command = {args[0]!r}: unknown; expected one of {', '.join(COMMANDS)}")
         return 2
-    importlib.import_module(f"jaxlm.cli.{args[0]}").main(args[1:])
-    return 0
+    return importlib.import_module(f"jaxlm.cli.{args[0]}").main(args[1:]) or 0

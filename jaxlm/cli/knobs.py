@@ -33,7 +33,8 @@ def parse(
 
     collect.__signature__ = inspect.Signature(list(merged.values()))  # type: ignore[attr-defined]
     collect.__annotations__ = hints
-    collect.__doc__ = "\n\n".join(inspect.getdoc(f) or "" for f in (options, knobs))
+    parts = [(inspect.getdoc(f) or "").partition("Args:\n") for f in (options, knobs)]
+    collect.__doc__ = "\n\n".join(about for about, _, _ in parts) + "\n\nArgs:\n" + "\n".join(a for _, _, a in parts)
     values = tyro.cli(collect, prog=prog, description=description, args=list(args))
     names = set(inspect.signature(knobs).parameters)
     return {k: v for k, v in values.items() if k in names}, {k: v for k, v in values.items() if k not in names}

@@ -63,6 +63,15 @@ class Progress:
         what = "held out" if event["whole"] else "held out (some rows)"
         self.note(f"step {event['step']}/{self.steps}  {what}: {event['bits_per_byte']:.3f} bits/byte")
 
+    def part(self, fraction: float, **numbers: float) -> None:
+        """How far a reproduction is, and what it sees."""
+        state = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{fraction:4.0%}", total=1.0, completed=fraction, state=state)
+        elif time.monotonic() - self.said > EVERY:
+            self.said = time.monotonic()
+            self.note(f"{fraction:4.0%}  {state}")
+
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from jaxlm.errors import ConfigError
 from jaxlm.papers.result import Claim, Lab, Result
 
-__all__ = ["Claim", "Lab", "Result", "names", "result"]
+__all__ = ["Claim", "ConfigError", "Lab", "Result", "names", "result"]
 
 NOT_RESULTS = ("__init__", "index", "record", "result")
 

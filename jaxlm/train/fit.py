@@ -53,7 +53,7 @@ def fit(
         params = init(key, *each)
         return params, tx.init(params)
 
-    def step(carry: tuple[Params, Tree], at: tuple[Array, Array], *each: Tree) -> tuple[tuple[Params, Tree], Array]:
+    def step(carry: Tree, at: tuple[Array, Array], *each: Tree) -> tuple[Tree, Array]:
         params, moments = carry
         key, n = at
         value, grads = jax.value_and_grad(loss)(params, key, n, *each)
@@ -61,7 +61,7 @@ def fit(
             updates, moments = tx.update(grads, moments, params)
             return (optax.apply_updates(params, updates), moments), value
 
-    def chunk(carry: tuple[Params, Tree], key: Array, first: Array, *each: Tree) -> tuple[tuple[Params, Tree], Tree]:
+    def chunk(carry: Tree, key: Array, first: Array, *each: Tree) -> tuple[Tree, Tree]:
         numbers = first + jnp.arange(every, dtype=jnp.int32)
         at = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), numbers
         carry, losses = jax.lax.scan(lambda c, x: step(c, x, *each), carry, at)
@@ -92,7 +92,8 @@ def _write(file: Path, carry: Tree, seen: list[Tree], plan: tuple[int, int]) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     with new.open("wb") as f:
-        np.savez(f, about=about, **{str(i): x for i, x in enumerate(leaves)})
+        arrays: dict[str, Any] = {str(i): x for i, x in enumerate(leaves)}
+        np.savez(f, about=about, **arrays)
         os.fsync(f.fileno())
     new.replace(file)
 

@@ -1,0 +1,178 @@
+"""jaxlm reproduce NAME --budget smoke|cpu|gpu"""
+
+import dataclasses
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxlm.cli import say
+from jaxlm.cli.knobs import parse
+from jaxlm.cli.progress import Progress
+from jaxlm.papers import names, result
+from jaxlm.papers.record import Record, passed, read
+
+HELP = """usage: jaxlm reproduce NAME [--budget smoke|cpu|gpu] [settings]
+       jaxlm reproduce all [--budget smoke|cpu|gpu]      every result, one report
+       jaxlm reproduce --list                            what each one asks, its seconds, its last result
+
+NAME is one of {names}.
+`jaxlm reproduce NAME --help` tells the settings of a result, which are flags."""
+
+OUT = Path("results")
+
+
+def main(args: list[str]) -> int | None:
+    """Reproduce a published result: paper | ours | band | pass, a JSON and a picture."""
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(names=", ".join(names())))
+        return 0 if args else 2
+    if args[0] == "--list":
+        return listing(args[1:])
+    if args[0] == "all":
+        return everything(args[1:])
+    return one(args[0], result(args[0]), args[1:])
+
+
+def options(
+    budget: Literal["smoke", "cpu", "gpu"] = "cpu",
+    data: Path | None = None,
+    out: Path = OUT,
+    seed: int = 0,
+    keep: Path | None = None,
+) -> None:
+    """How to run.
+
+    Args:
+        budget: smoke runs every path in seconds and judges nothing, cpu is for two cores, gpu the paper's setting.
+        data: Directory of the real data sets; by default JAXLM_DATA.
+        out: Folder for NAME.json and NAME.png.
+        seed: Of all randomness.
+        keep: Folder for the progress of long runs: the same command goes on from there.
+    """
+
+
+def one(name: str, module: ModuleType, args: list[str]) -> int:
+    """One result; 1 if a judged claim failed."""
+    budget = next((b for a, b in pairwise(args) if a == "--budget"), "cpu")
+    budget = next((a.split("=", 1)[1] for a in args if a.startswith("--budget=")), budget)
+    start = module.BUDGETS.get(budget, module.BUDGETS["cpu"])
+    about = f"{module.TITLE}\n\n{(module.__doc__ or '').strip()}"
+    defaults = dataclasses.asdict(start)
+    settings, how = parse(f"jaxlm reproduce {name}", about, module.Settings, options, args, defaults)
+    record = run(name, module, settings, **how)
+    show(record, sys.stdout.isatty())
+    return 1 if passed(record) is False else 0
+
+
+def run(name: str, module: ModuleType, settings: dict, budget: str, data, out: Path, seed: int, keep) -> Record:
+    """Run a result under a progress line and write its files."""
+    import jax
+
+    from jaxlm.data.folder import DataFolder
+    from jaxlm.papers.record import reproduce, write
+    from jaxlm.papers.result import Lab
+
+    with Progress() as progress:
+        lab = Lab(jax.random.key(seed), DataFolder(data_directory(data)), progress.part, keep and keep / name)
+        record = reproduce(module, budget, lab, settings)
+    record = {"name": name, "seed": seed, **record}
+    say(f"wrote {write(record, module, out, name)} and its picture")
+    return record
+
+
+def data_directory(given: Path | None) -> Path | None:
+    """--data, else JAXLM_DATA, else none."""
+    named = os.environ.get("JAXLM_DATA")
+    return given if given is not None else Path(named) if named else None
+
+
+def everything(args: list[str]) -> int:
+    """Every result in turn; what fails to run is a line, not an end."""
+    from jaxlm.errors import ConfigError
+
+    _, how = parse("jaxlm reproduce all", "Every result in turn.", lambda: None, options, args)
+    records, worst = [], 0
+    for name in names():
+        say(f"{name}")
+        module = result(name)
+        try:
+            settings = dataclasses.asdict(module.BUDGETS[how["budget"]])
+            records.append(run(name, module, settings, **how))
+        except ConfigError as error:
+            say(f"{name}: {error}")
+            worst = 1
+    for record in records:
+        show(record, sys.stdout.isatty())
+        worst = max(worst, 1 if passed(record) is False else 0)
+    return worst
+
+
+def listing(args: list[str]) -> int:
+    """What can be reproduced, with the last result of each."""
+
+    def command(results: Annotated[tuple[Path, ...], tyro.conf.arg(help="folders of results")] = LAST) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for head in ("result", "what", "needs", "last", "seconds", "on"):
+            table.add_column(head)
+        for name in names():
+            module, last = result(name), newest(name, results)
+            ran = (verdict(last), f"{last['seconds']:g}", last["versions"]["device"]) if last else ("never", "", "")
+            table.add_row(name, module.TITLE, ", ".join(module.NEEDS), *ran)
+        Console(width=max(Console().width, 150)).print(table)
+
+    tyro.cli(command, prog="jaxlm reproduce --list", args=args)
+    return 0
+
+
+LAST = (OUT, Path("examples/results"))
+
+
+def newest(name: str, folders: tuple[Path, ...]) -> Record | None:
+    """The last result of that name that is no smoke run."""
+    files = [f / f"{name}.json" for f in folders if (f / f"{name}.json").is_file()]
+    found = [r for r in map(read, files) if r["budget"] != "smoke"]
+    return max(found, key=lambda r: r["date"], default=None)
+
+
+def verdict(record: Record) -> str:
+    """'passed', 'failed: NAME, NAME' or 'not judged'."""
+    failed = [c["name"] for c in record["claims"] if c["passed"] is False]
+    return f"failed: {', '.join(failed)}" if failed else "not judged" if passed(record) is None else "passed"
+
+
+def show(record: Record, wide: bool) -> None:
+    """The claims as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{record['title']} ({record['budget']}, {record['seconds']:g} s)", title_justify="left", box=None
+    )
+    for head, side in (("claim", "left"), ("paper", "right"), ("ours", "right"), ("band", "right"), ("pass", "left")):
+        table.add_column(head, justify=side)  # type: ignore[arg-type]
+    for c in record["claims"]:
+        mark = {True: "yes", False: "NO", None: ""}[c["passed"]]
+        table.add_row(c["name"], number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark)
+    console = Console() if wide else Console(width=140)
+    console.print(table)
+    for note in record["notes"]:
+        console.print(note, markup=False, style="dim")
+
+
+def number(x: float | None) -> str:
+    return "" if x is None else f"{x:.4g}"
+
+
+def band(low: float | None, high: float | None) -> str:
+    """'at most 15', 'at least 0.9', '0.1 to 0.4' or ''."""
+    if low is None and high is None:
+        return ""
+    return f"at most {high:g}" if low is None else f"at least {low:g}" if high is None else f"{low:g} to {high:g}"

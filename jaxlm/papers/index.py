@@ -1,0 +1,86 @@
+"""The papers that the library holds: where each lives, what proves it, the results that reproduce it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One paper.
+
+    number    in the plan of the house; it stays
+    lives     classes and modules, as import paths
+    check     what the tests and results show
+    results   names for `jaxlm reproduce`
+    """
+
+    number: int
+    paper: str
+    lives: tuple[str, ...]
+    check: str
+    results: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row(
+        14,
+        "Long Expressive Memory (Rusch et al. 2022)",
+        ("jaxlm.mixers.lem.LEM",),
+        "equations 3 in numpy; bounds of states and gradients; FitzHugh-Nagumo, adding problem, sequential MNIST",
+        ("lem-fhn", "lem-adding", "lem-smnist"),
+    ),
+    Row(
+        47,
+        "A Modern Self-Referential Weight Matrix (Irie et al. 2022)",
+        ("jaxlm.mixers.srwm.SRWM", "jaxlm.models.few_shot"),
+        "equations 5-8 in numpy; Picard sweeps equal the scan; 5-way few-shot above a fixed weight by 20 points",
+        ("few-shot",),
+    ),
+    Row(
+        49,
+        "CAMELoT: consolidated associative memory (He et al. 2024)",
+        ("jaxlm.memory.camelot",),
+        "a slot is the mean of its members; an empty memory is the base model; lower perplexity at a window of 128",
+        ("camelot",),
+    ),
+    Row(
+        64,
+        "End-To-End Memory Networks (Sukhbaatar et al. 2015)",
+        ("jaxlm.memory.memn2n.MemN2N", "jaxlm.memory.memn2n_lm.MemN2NLM"),
+        "the model in numpy; 20 bAbI tasks; Penn Treebank",
+        ("babi", "babi-joint", "memn2n-ptb"),
+    ),
+    Row(
+        108,
+        "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
+        ("jaxlm.memory.birth",),
+        "ideal outer products solve the task; order of events and in-context accuracy in training",
+        ("birth",),
+    ),
+    Row(
+        123,
+        "Memory Networks (Weston et al. 2015)",
+        ("jaxlm.memory.memnn.MemNN", "jaxlm.data.world"),
+        "scores and margin loss in numpy; the simulated world: two supporting facts solved, one far below",
+        ("memnn-world",),
+    ),
+    Row(
+        126,
+        "Scaling Laws for Associative Memories (Cabannes et al. 2024)",
+        ("jaxlm.memory.outer",),
+        "exponents of every storage scheme; the published grid of trained memories",
+        ("memory-scaling", "memory-training"),
+    ),
+    Row(
+        129,
+        "HGRN2: Gated Linear RNNs with State Expansion (Qin et al. 2024)",
+        ("jaxlm.mixers.hgrn2.HGRN2",),
+        "the recurrence in numpy; chunked equals recurrent; the lower bound rises with depth",
+    ),
+    Row(
+        177,
+        "Transformer Feed-Forward Layers Are Key-Value Memories (Geva et al. 2021)",
+        ("jaxlm.lenses.key_value",),
+        "output is the sum of coefficient times value rows; triggers share patterns more than chance",
+        ("ffn-memory",),
+    ),
+)
