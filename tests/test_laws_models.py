@@ -8,6 +8,7 @@ from tolerance import close
 from jaxlm.blocks import Block, Stack
 from jaxlm.layers.mlp import MLP, SwiGLU
 from jaxlm.layers.norm import LayerNorm
+from jaxlm.memory.memn2n_lm import MemN2NLM
 from jaxlm.mixers import make
 from jaxlm.models import LM, SequenceModel
 from jaxlm.module import init
@@ -27,6 +28,7 @@ MODELS = {
     "Stack hybrid": Subject(Stack(HYBRID, 6, "dots")),
     "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
     "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID[1:], 2), tied=False), VOCAB),
+    "MemN2NLM": Subject(MemN2NLM(VOCAB, WIDTH, hops=2, memory=8), VOCAB),
     "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),
 }
 
