@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,8 +191,9 @@ def _keep(folder: Path | None, params: Params, curve: list[dict]) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         new = folder / "progress.new"
+        arrays: dict[str, Any] = {n: np.asarray(a) for n, a in params.items()}
         with new.open("wb") as file:
-            np.savez(file, curve=json.dumps(curve), **{n: np.asarray(a) for n, a in params.items()})
+            np.savez(file, curve=json.dumps(curve), **arrays)
         new.replace(folder / "progress.npz")
 
 
