@@ -26,21 +26,24 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 class Block(Mixer):
     """Pre-norm residual block: x + Mixer(Norm x), then x + MLP(Norm x).
 
-    x, y     (b, t, d)
-    mlp      None: the mixer's half alone
-    norm     None: RMSNorm
-    dropout  on both branches, active when a key is given
+    x, y      (b, t, d)
+    mlp       None: the mixer's half alone
+    norm      None: RMSNorm
+    dropout   on both branches, active when a key is given
+    residual  'plain', or 'ln_skip': Norm x + Mixer(x), the mixer reads x as it is (the few-shot code of Irie et al. 2022)
     """
 
     mixer: Mixer
     mlp: Module | None = None
     norm: Module | None = None
     dropout: float = 0.0
+    residual: str = "plain"
 
     def __post_init__(self):
         self.check(isinstance(self.mixer, Mixer), "mixer", "a Mixer")
         self.check(self.mixer.reads == self.mixer.width, "mixer", "a mixer that gives the width it reads")
         self.check(0 <= self.dropout < 1, "dropout", "a share in [0, 1)")
+        self.check(self.residual in ("plain", "ln_skip"), "residual", "plain or ln_skip")
         for field in ("mlp", "norm"):
             part = getattr(self, field)
             self.check(part is None or part.width == self.mixer.width, field, f"a module of width {self.mixer.width}")
@@ -78,8 +81,9 @@ class Block(Mixer):
         self.accepts(x, starts)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         h = tokenwise(lambda x: self.normalise.apply(params["norm"], x), x)
-        h, state = self.mixer.apply(params["mixer"], h, state, starts, keys[0])
-        x = name(x + dropout(name(h, "mixer.out"), self.dropout, keys[1]), "resid")
+        read, skip = (h, x) if self.residual == "plain" else (x, h)
+        h, state = self.mixer.apply(params["mixer"], read, state, starts, keys[0])
+        x = name(skip + dropout(name(h, "mixer.out"), self.dropout, keys[1]), "resid")
         if self.mlp is not None:
             mlp: Any = self.mlp
             h = tokenwise(lambda x: mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x)), x)
