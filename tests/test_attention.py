@@ -7,7 +7,8 @@ import pytest
 from tolerance import close
 from twin import apply, float64, packed, rms, weights
 
-from jaxlm.layers.position import rotary, rotary_interleaved
+from jaxlm.layers.position import ALiBi
+from jaxlm.layers.rope import Rope
 from jaxlm.mixers.attention import Attention
 from jaxlm.module import ConfigError, ShapeError, cast, count, map_specs
 
@@ -15,8 +16,10 @@ FULL = Attention(16)
 FORMS = [
     FULL,
     Attention(16, heads=4, kv_heads=2, window=3),
-    Attention(32, heads=4, kv_heads=1, head=6, rope=False),
-    Attention(16, window=5, qk_norm=True, bias=True, base=100.0),
+    Attention(32, heads=4, kv_heads=1, head=6, position=None),
+    Attention(16, window=5, qk_norm=True, bias=True, position=Rope(100.0)),
+    Attention(24, heads=3, position=ALiBi()),
+    Attention(16, heads=4, kv_heads=2, window=4, position=ALiBi()),
 ]
 
 
@@ -39,8 +42,8 @@ def formula(m, p, x, starts):
             q, k = project("query", x[b, t]), project("key", x[b, t])
             if m.qk_norm:
                 q, k = rms(q, p["query_norm"]), rms(k, p["key_norm"])
-            if m.rope:
-                q, k = (np.array([rotate(u, t - begin, m.base) for u in a]) for a in (q, k))
+            if isinstance(m.position, Rope):
+                q, k = (np.array([rotate(u, t - begin, m.position.base) for u in a]) for a in (q, k))
             keys.append(k)
             values.append(project("value", x[b, t]))
             if m.window is not None:
@@ -48,6 +51,8 @@ def formula(m, p, x, starts):
             for h in range(m.h):
                 group = h // (m.h // m.g)
                 scores = np.array([q[h] @ k[group] for k in keys]) / np.sqrt(m.k)
+                if isinstance(m.position, ALiBi):
+                    scores -= m.position.slopes(m.h)[h] * np.arange(len(keys))[::-1]
                 probs = np.exp(scores - scores.max())
                 seen = sum(w * v[group] for w, v in zip(probs / probs.sum(), values, strict=True))
                 y[b, t] += seen @ p["out"][h]
@@ -89,42 +94,8 @@ def test_the_state_holds_rotated_keys_in_its_own_dtype():
         specs = mixer.state(2, 7)
         assert kept == map_specs(lambda s: (s.shape, s.dtype), specs)
         k = jnp.einsum("bd,dgk->bgk", x[:, -1], params["key"])[:, None]
-        want = rotary(k, jnp.full((2, 1), 6), mixer.base)[:, 0]
+        want = mixer.position.turn(k, jnp.full((2, 1), 6))[:, 0]
         close(state["k"][:, slot], want.astype(mixer.cache_dtype), mixer.cache_dtype)
-
-
-@pytest.mark.parametrize("turn", [rotary, rotary_interleaved])
-def test_scores_depend_on_the_distance_alone(turn):
-    rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.normal(size=(1, 6, 2, 8)), jnp.float32) for _ in range(2))
-    place = jnp.asarray(rng.integers(0, 40, (2, 6)), jnp.int32)
-
-    def scores(shift):
-        return jnp.einsum("bihk,bihk->bih", turn(q, place[:1] + shift), turn(k, place[1:] + shift))
-
-    close(scores(0), scores(57))
-    lengths = [jnp.linalg.norm(turn(q, place[:1]), axis=-1), jnp.linalg.norm(q, axis=-1)]
-    close(*lengths)
-    close(turn(q, jnp.zeros((1, 6), jnp.int32)), q)
-
-
-def test_half_and_interleaved_layouts_are_one_up_to_order():
-    rng = np.random.default_rng(1)
-    x, place = jnp.asarray(rng.normal(size=(2, 5, 3, 8)), jnp.float32), jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
-    order = jnp.array([0, 2, 4, 6, 1, 3, 5, 7])
-    close(rotary(x[..., order], place), rotary_interleaved(x, place)[..., order])
-    first = rotary_interleaved(x, place, 100.0)[1, 2, 0, 2:4]  # the second pair turns by place / sqrt(10)
-    a = 7 * 100.0 ** (-2 / 8)
-    u, v = x[1, 2, 0, 2], x[1, 2, 0, 3]
-    close(first, jnp.stack([u * np.cos(a) - v * np.sin(a), v * np.cos(a) + u * np.sin(a)]))
-    with pytest.raises(ShapeError, match="even"):
-        rotary(x[..., :7], place)
-
-
-def test_angles_stay_wide():
-    x = jnp.ones((1, 1, 1, 8), jnp.bfloat16)
-    far = jnp.full((1, 1), 4001)  # bfloat16 has no 4001
-    close(rotary(x, far), rotary(x.astype(jnp.float32), far).astype(jnp.bfloat16), jnp.bfloat16)
 
 
 def test_shared_groups_are_heads_with_equal_weights():
@@ -145,7 +116,7 @@ def test_windows():
 
 
 def test_no_positions_no_order():
-    mixer = Attention(16, rope=False)
+    mixer = Attention(16, position=None)
     params, (x, _) = weights(mixer), packed(mixer)
     mixed = x[:, jnp.array([4, 2, 0, 5, 1, 3, 6])]
     close(apply(mixer, params, mixed)[0][:, -1], apply(mixer, params, x)[0][:, -1])
@@ -153,10 +124,10 @@ def test_no_positions_no_order():
 
 
 def test_shapes_and_names():
-    llama = Attention(4096, heads=32, kv_heads=8, base=500000.0)  # Llama-3-8B
+    llama = Attention(4096, heads=32, kv_heads=8, position=Rope(500000.0))  # Llama-3-8B
     assert count(llama) == 2 * 4096**2 + 2 * 4096 * 1024 and llama.k == 128
     assert Attention(768).h == 12 and Attention(1600).h == 25 and FULL.h == 2
-    assert count(Attention(768, bias=True, rope=False)) == 4 * 768**2 + 4 * 768  # GPT-2
+    assert count(Attention(768, bias=True, position=None)) == 4 * 768**2 + 4 * 768  # GPT-2
     assert llama.state(3, 50)["k"].shape == (3, 50, 8, 128) and FORMS[1].state(3, 50)["k"].shape == (3, 2, 2, 4)
     for bad, word in [
         ({"heads": 3}, "heads = 3"),

@@ -66,6 +66,24 @@ def test_fresh_packed_rows_with_gradients(window, block):
     close(blocks, with_gradients(attention_naive, starts, window=window, room=13)(x, None))
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_bias_is_added_to_the_scores(window):
+    *x, starts = example(11)
+
+    def far(query, key):  # a slope a head, and every third token hidden from the others
+        gap = query[:, :, None] - key[:, None]
+        hidden = ((key % 3 == 1)[:, None] & (gap != 0))[:, None]
+        slope = 0.3 * gap[:, None].astype(jnp.float32)
+        return jnp.where(hidden, -jnp.inf, -slope * jnp.arange(1.0, H + 1)[None, :, None, None])
+
+    for cache in (None, before(window, 20)):
+        options = {"window": window, "bias": far}
+        blocks = with_gradients(attention, starts, block=4, **options)(x, cache)
+        close(blocks, with_gradients(attention_naive, starts, **options)(x, cache))
+    one = [i[:, :1] for i in x]
+    close(attention(*one, cache, window=window, bias=far), attention_naive(*one, cache, window=window, bias=far))
+
+
 def test_long_windows_and_many_blocks():
     *x, starts = example(150)
     for window, block, s in [(40, 8, starts), (3, 64, None), (None, 8, starts), (33, 32, starts)]:

@@ -1,4 +1,4 @@
-"""Softmax attention: many heads, grouped keys and values, rotary positions, an optional window."""
+"""Softmax attention: many heads, grouped keys and values, positions as a value, an optional window."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from jaxlm.initializers import Ones, Zeros
 from jaxlm.layers.heads import divisor, from_heads, into_heads
 from jaxlm.layers.norm import rms_norm
-from jaxlm.layers.position import rotary
+from jaxlm.layers.position import ALiBi, Sets
+from jaxlm.layers.rope import Rope
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
-from jaxlm.ops.attention import attention, cache_size, positions
+from jaxlm.ops.attention import Bias, attention, cache_size, positions
 from jaxlm.ops.dense import dense, merge
 from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide
@@ -25,9 +26,10 @@ class Attention(Mixer):
                  length (b), tokens of the document so far
     heads        h; None: the largest divisor of half the width up to max(2, width / 64)
     kv_heads     g, shared by h / g queries each; None: h (multi-head), 1: multi-query
-    head         k, even under rope; None: width / h
+    head         k, its turning share even under Rope; None: width / h
     window       a token sees itself and the window - 1 before it; None: all of its document
-    rope, base   rotary positions inside the document, half layout
+    position     how places inside the document enter: Rope, ALiBi, or None
+    sets         parts of the document without an order among them; None: it is one sequence
     qk_norm      RMSNorm of queries and keys in each head before the rotation
     bias         on the four maps
     cache_dtype  of the keys and values in the state
@@ -38,8 +40,8 @@ class Attention(Mixer):
     kv_heads: int | None = None
     head: int | None = None
     window: int | None = None
-    rope: bool = True
-    base: float = 10000.0
+    position: Rope | ALiBi | None = Rope()
+    sets: Sets | None = None
     qk_norm: bool = False
     bias: bool = False
     cache_dtype: str = "float32"
@@ -51,10 +53,11 @@ class Attention(Mixer):
         fits = self.head is not None or self.width % self.h == 0
         self.check(self.h > 0 and fits, "heads", f"a divisor of the width {self.width}, unless `head` is given")
         self.check(self.g > 0 and self.h % self.g == 0, "kv_heads", f"a divisor of the {self.h} heads")
-        even = self.k > 0 and not (self.rope and self.k % 2)
-        self.check(even, "head", f"an even number for rope (it comes to {self.k})")
+        turning = self.position.turning(self.k) if isinstance(self.position, Rope) else 0
+        even = f"an even number of dimensions for Rope to turn (of {self.k} it comes to {turning})"
+        self.check(self.k > 0 and turning % 2 == 0, "head", even)
         self.check(self.window is None or self.window > 0, "window", "at least 1, or None")
-        self.check(self.base > 0, "base", "a positive number")
+        self.check(self.window is None or self.sets is None, "window", "None beside sets")
 
     @property
     def growth(self) -> str:  # type: ignore[override]
@@ -101,13 +104,29 @@ class Attention(Mixer):
         q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
         if self.qk_norm:
             q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
-        if self.rope:
-            place = positions(starts, None if state is None else state["length"], x.shape[1])
-            q, k = rotary(q, place, self.base), rotary(k, place, self.base)
+        if isinstance(self.position, Rope):
+            number = positions(starts, None if state is None else state["length"], x.shape[1])
+            place = number if self.sets is None else self.sets.places(number)
+            q, k = self.position.turn(q, place), self.position.turn(k, place)
         q = (wide(q) * self.k**-0.5).astype(x.dtype)
-        y, after = attention(q, k, v, state, starts, self.window, x.shape[1])
+        y, after = attention(q, k, v, state, starts, self.window, x.shape[1], bias=self.bias_of())
         if state is None and x.dtype != jnp.float64:  # float64 stays: its tests would see a float32 cache
             after = jax.tree.map(lambda a: a.astype(self.cache_dtype) if a.dtype == x.dtype else a, after)
         y = merge(y, params["out"])
         y = y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y
         return spoil(spoiled, y), spoil(spoiled[:, -1], after)
+
+    def bias_of(self) -> Bias | None:
+        """What is added to the scores, by the numbers of queries and keys in their document."""
+        sets = self.sets
+        if sets is None and not isinstance(self.position, ALiBi):
+            return None
+
+        def bias(query: Array, key: Array) -> Array:
+            out = jnp.zeros((), jnp.float32)
+            if isinstance(self.position, ALiBi):
+                places = (query, key) if sets is None else (sets.places(query), sets.places(key))
+                out = self.position.bias(self.h, *places)
+            return out if sets is None else jnp.where(sets.visible(query, key), out, -jnp.inf)
+
+        return bias

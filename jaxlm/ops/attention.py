@@ -6,7 +6,7 @@ document. Window w: the last w-1 tokens, the newest at the end. A row spoiled by
 a cut: NaN in the key of slot 0; windowed, in all of the row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import jax
@@ -19,12 +19,13 @@ from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, wide
 
 Cache = Mapping[str, Array]
+Bias = Callable[[Array, Array], Array]
 SPANS = 4  # stretches of query blocks, each against its own past only: at most 5/8 of all pairs instead of all
 
 
 def attention(
     q: Array, k: Array, v: Array, cache: Cache | None = None, starts: Array | None = None,
-    window: int | None = None, room: int = 0, block: int = 128,
+    window: int | None = None, room: int = 0, block: int = 128, bias: Bias | None = None,
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     """softmax(q k^T) v over the visible past, block by block; the backward computes the probabilities again.
 
@@ -35,6 +36,8 @@ def attention(
     window  a query sees itself and window-1 tokens before it; None: all of its document
     room    slots of the cache made when `cache` is None and there is no window: max(room, t)
     block   queries at a time (a long window takes longer blocks)
+    bias    of the numbers in their document of queries (b or 1, q) and keys (b or 1, s): what is added to the scores,
+            (b or 1, h or 1, q, s); -inf hides a key, but never a query's own
     ->      y (b, t, h, v) in v's dtype;  cache
 
     ShapeError when t exceeds the slots of a given cache without window; a row that outgrows them while running turns
@@ -49,9 +52,10 @@ def attention(
     after = _keep(k, v, cache, starts, jnp.broadcast_to(place, (b, t)), window, slots)
     if cache is not None and t == 1 and window is None:
         seen = jnp.arange(slots, dtype=jnp.int32)[None] <= place
-        y = _attend(q, after["k"], after["v"], seen[:, None, None, None])
+        order = jnp.arange(slots, dtype=jnp.int32)[None]
+        y = _attend(q, after["k"], after["v"], seen[:, None, None, None], bias and bias(place, order))
     else:
-        y = _blockwise(q, k, v, cache, starts, window, block)
+        y = _blockwise(q, k, v, cache, starts, place, window, block, bias)
     spoiled = ill | (place >= slots) if cache is not None and window is None else ill
     return spoil(spoiled, y.astype(dtype)), _mark(after, ill[:, -1], window)
 
@@ -82,7 +86,7 @@ def attention_fused(
 
 def attention_naive(
     q: Array, k: Array, v: Array, cache: Cache | None = None, starts: Array | None = None,
-    window: int | None = None, room: int = 0,
+    window: int | None = None, room: int = 0, bias: Bias | None = None,
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     """The twin of `attention` for finite inputs: one dense mask over places and documents, nothing clever."""
     (b, t), r = _check(q, k, v, cache, starts, window, 1), q.shape[2] // k.shape[2]
@@ -100,6 +104,7 @@ def attention_naive(
     gap = place[:, :, None] - places[:, None]
     seen = (gap >= 0) & (doc[:, :, None] == docs[:, None]) & (gap < (window or t + slots + 1))
     scores = jnp.einsum("bqhk,bshk->bhqs", wide(q), jnp.repeat(wide(keys), r, axis=2))
+    scores = scores if bias is None else scores + bias(place, places).astype(scores.dtype)
     probs = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
     y = jnp.einsum("bhqs,bshv->bqhv", probs, jnp.repeat(wide(values), r, axis=2)).astype(v.dtype)
     # Each slot looks for the one token of the last document that belongs into it.
@@ -196,7 +201,7 @@ def _keep(k, v, cache, starts, place, window, slots) -> dict[str, Array]:
     return {"k": write(k, cache and cache["k"]), "v": write(v, cache and cache["v"]), "length": length}
 
 
-def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
+def _attend(q: Array, k: Array, v: Array, seen: Array, bias: Array | None = None) -> Array:
     """Attention of q (b, q, h, k) over k, v (b, s, g, .) where `seen` (b or 1, 1, 1, q, s)."""
     b, t, h, _ = q.shape
     g = k.shape[2]
@@ -204,6 +209,9 @@ def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
     near = np.promote_types(q.dtype, k.dtype)
     groups = q.astype(near).reshape(b, t, g, h // g, -1)
     scores = jnp.einsum("bqgrk,bsgk->bgrqs", groups, k.astype(near), preferred_element_type=dtype)
+    if bias is not None:
+        split = (g, h // g) if bias.shape[1] == h else (1, 1)
+        scores = scores + bias.astype(dtype).reshape(bias.shape[0], *split, *bias.shape[2:])
     # A finite floor: rows that only fill a block see nothing, and must not turn nan in the backward.
     probs = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(dtype).min), axis=-1)
     probs = checkpoint_name(probs, "attn.probs")
@@ -211,11 +219,12 @@ def _attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
     return y.reshape(b, t, h, -1)
 
 
-def _blockwise(q, k, v, cache, starts, window, block) -> Array:
+def _blockwise(q, k, v, cache, starts, place, window, block, bias) -> Array:
     """All of t over the cache's slots (orders -slots to -1) and the new tokens (orders 0 to t-1)."""
     b, t = q.shape[:2]
     c, q_doc = 0, None if starts is None else _documents(starts)
     k_doc = q_doc
+    q_num = k_num = None if bias is None else place
     if cache is not None:
         q_doc = jnp.zeros((b, t), jnp.int32) if q_doc is None else q_doc
         c = cache["k"].shape[1]
@@ -223,29 +232,33 @@ def _blockwise(q, k, v, cache, starts, window, block) -> Array:
         slot = jnp.arange(c, dtype=jnp.int32)[None]
         filled = slot < cache["length"][:, None] if window is None else slot >= c - cache["length"][:, None]
         k_doc = jnp.concatenate([jnp.where(filled, 0, -1), q_doc], axis=1)
+        if bias is not None:
+            old = slot if window is None else slot + (cache["length"][:, None] - c)
+            k_num = jnp.concatenate([jnp.broadcast_to(old, (b, c)), place], axis=1)
     size = block if window is None else _window_block(window, block)
     n = -(-t // size)
     size = -(-t // n) if window is None or n == 1 else size
 
     def one(queries, first, keys, k_first):
         """Queries of orders first.. over keys of orders k_first.., of which those before -c do not exist."""
-        (q, q_doc), (k, v, k_doc) = queries, keys
+        (q, q_doc, q_num), (k, v, k_doc, k_num) = queries, keys
         order = k_first + jnp.arange(k.shape[1], dtype=jnp.int32)[None]
         gap = first + jnp.arange(q.shape[1], dtype=jnp.int32)[:, None] - order
         seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
         seen = (seen & (order >= -c))[None, None, None]
-        return _attend(q, k, v, seen if q_doc is None else seen & _same(q_doc, k_doc))
+        seen = seen if q_doc is None else seen & _same(q_doc, k_doc)
+        return _attend(q, k, v, seen, bias and bias(q_num, k_num))
 
     one = jax.checkpoint(one, prevent_cse=n == 1)  # a scan needs no barrier against merging
     if n == 1:
-        return one((q, q_doc), jnp.int32(0), (k, v, k_doc), jnp.int32(-c))
-    queries = _cut((q, q_doc), n, size)
+        return one((q, q_doc, q_num), jnp.int32(0), (k, v, k_doc, k_num), jnp.int32(-c))
+    queries = _cut((q, q_doc, q_num), n, size)
     orders = jnp.arange(n, dtype=jnp.int32) * size
     if window is None:
-        y = _spans(one, queries, orders, (k, v, k_doc), c, size)
+        y = _spans(one, queries, orders, (k, v, k_doc, k_num), c, size)
     else:
         m = -(-(window - 1) // size)
-        around = _neighbours((k, v, k_doc), n, size, m, c)
+        around = _neighbours((k, v, k_doc, k_num), n, size, m, c)
         body = lambda _, x: (None, one(x[0], x[1], x[2], x[1] - m * size))  # noqa: E731
         _, y = jax.lax.scan(body, None, (queries, orders, around))
     return jnp.moveaxis(y, 0, 1).reshape(b, n * size, *y.shape[3:])[:, :t]
