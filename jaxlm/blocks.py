@@ -1,6 +1,7 @@
-"""Block and Stack: mixers made of mixers. Depth is a scan, so that compile time does not grow with it."""
+"""Block, Chain and Stack: mixers made of mixers. Depth is a scan, so that compile time does not grow with it."""
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -30,7 +31,9 @@ class Block(Mixer):
     mlp       None: the mixer's half alone
     norm      None: RMSNorm
     dropout   on both branches, active when a key is given
-    residual  'plain', or 'ln_skip': Norm x + Mixer(x), the mixer reads x as it is (the few-shot code of Irie et al. 2022)
+    residual  'plain';
+              'parallel': x + Mixer(Norm x) + MLP(Norm x), both of the same x (Wang & Komatsuzaki 2021; GPT-NeoX);
+              'ln_skip': Norm x + Mixer(x), the mixer reads x as it is (the few-shot code of Irie et al. 2022)
     """
 
     mixer: Mixer
@@ -43,7 +46,7 @@ class Block(Mixer):
         self.check(isinstance(self.mixer, Mixer), "mixer", "a Mixer")
         self.check(self.mixer.reads == self.mixer.width, "mixer", "a mixer that gives the width it reads")
         self.check(0 <= self.dropout < 1, "dropout", "a share in [0, 1)")
-        self.check(self.residual in ("plain", "ln_skip"), "residual", "plain or ln_skip")
+        self.check(self.residual in ("plain", "parallel", "ln_skip"), "residual", "plain, parallel or ln_skip")
         for field in ("mlp", "norm"):
             part = getattr(self, field)
             self.check(part is None or part.width == self.mixer.width, field, f"a module of width {self.mixer.width}")
@@ -81,14 +84,66 @@ class Block(Mixer):
         self.accepts(x, starts)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         h = tokenwise(lambda x: self.normalise.apply(params["norm"], x), x)
-        read, skip = (h, x) if self.residual == "plain" else (x, h)
+        before = x
+        read, skip = (x, h) if self.residual == "ln_skip" else (h, x)
         h, state = self.mixer.apply(params["mixer"], read, state, starts, keys[0])
         x = name(skip + dropout(name(h, "mixer.out"), self.dropout, keys[1]), "resid")
         if self.mlp is not None:
             mlp: Any = self.mlp
-            h = tokenwise(lambda x: mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x)), x)
+            read = before if self.residual == "parallel" else x
+            h = tokenwise(lambda x: mlp.apply(params["mlp"], self.normalise.apply(params["mlp_norm"], x)), read)
             x = name(x + dropout(name(h, "mlp.out"), self.dropout, keys[2]), "resid")
         return x, state
+
+
+class Chain(Mixer):
+    """Mixers one after the other, each with weights of its own: part0, part1, ...   x, y (b, t, d)"""
+
+    parts: tuple[Mixer, ...]
+
+    def __post_init__(self):
+        mixers = bool(self.parts) and all(isinstance(m, Mixer) for m in self.parts)
+        self.check(mixers, "parts", "a tuple of at least one Mixer")
+        fits = all(a.width == b.reads for a, b in pairwise(self.parts))
+        self.check(fits, "parts", "mixers that each read the width that the one before gives")
+
+    @property
+    def named(self) -> dict[str, Mixer]:
+        return {f"part{i}": m for i, m in enumerate(self.parts)}
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.parts[-1].width
+
+    @property
+    def reads(self) -> int:
+        return self.parts[0].reads
+
+    @property
+    def growth(self) -> str:  # type: ignore[override]
+        return "quadratic" if any(m.growth == "quadratic" for m in self.parts) else "linear"
+
+    def params(self):
+        return {n: m.params() for n, m in self.named.items()}
+
+    def state(self, batch: int, room: int = 0):
+        return {n: m.state(batch, room) for n, m in self.named.items()}
+
+    def start(self, params: Params, batch: int, room: int = 0) -> State:
+        return {n: m.start(params[n], batch, room) for n, m in self.named.items()}
+
+    def tie(self, params: Params) -> Params:
+        return {n: m.tie(params[n]) for n, m in self.named.items()}
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
+    ) -> tuple[Array, State]:
+        self.accepts(x, starts)
+        after = {}
+        for i, (n, m) in enumerate(self.named.items()):
+            own = None if key is None else jax.random.fold_in(key, i)
+            x, after[n] = m.apply(params[n], x, None if state is None else state[n], starts, own)
+        return x, after
 
 
 REMAT = {

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import math
 import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -16,9 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import blocks, initializers, layers, models
+from jaxlm import blocks, initializers, layers, mixers, models
 from jaxlm.errors import ConfigError
-from jaxlm.mixers import MIXERS
 
 __all__ = ["classes_in", "decode", "encode"]
 
@@ -64,8 +62,8 @@ def one_line(error: Exception) -> str:
 
 def _library() -> dict[str, type]:
     """Every dataclass that the library itself defines for models, by name."""
-    homes = [blocks, initializers, *(sys.modules[cls.__module__] for cls in MIXERS.values())]
-    for package in (layers, models):
+    homes = [blocks, initializers]
+    for package in (layers, mixers, models):
         names = [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
         homes += map(importlib.import_module, names)
     table: dict[str, type] = {}

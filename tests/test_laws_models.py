@@ -5,11 +5,12 @@ from laws.subject import Subject
 from laws.suite import Laws, subjects
 from tolerance import close
 
-from jaxlm.blocks import Block, Stack
+from jaxlm.blocks import Block, Chain, Stack
 from jaxlm.layers.mlp import MLP, SwiGLU
 from jaxlm.layers.norm import LayerNorm
 from jaxlm.memory.memn2n_lm import MemN2NLM
-from jaxlm.mixers import make
+from jaxlm.mixers import Attention, make
+from jaxlm.mixers.positions import LearnedPositions
 from jaxlm.models import LM, SequenceModel
 from jaxlm.module import init
 
@@ -21,12 +22,16 @@ def block(name: str) -> Block:
 
 
 HYBRID = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
+PARALLEL = Block(Attention(WIDTH, position=None, bias=True), MLP(WIDTH), LayerNorm(WIDTH), residual="parallel")
 MODELS = {
     "Block": Subject(block("LEM")),
     "Stack": Subject(Stack(block("LEM"), 2)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
     "Stack hybrid": Subject(Stack(HYBRID, 6, "dots")),
     "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
+    "LM chain": Subject(
+        LM(VOCAB, WIDTH, Chain((LearnedPositions(WIDTH, 2**15), Stack(PARALLEL, 2))), scale=1.0), VOCAB
+    ),
     "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID[1:], 2), tied=False), VOCAB),
     "MemN2NLM": Subject(MemN2NLM(VOCAB, WIDTH, hops=2, memory=8), VOCAB),
     "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),

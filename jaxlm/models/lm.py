@@ -25,6 +25,7 @@ class LM(Module):
     logits   (b, t, vocab) at least float32
     tied     one matrix embeds and reads out
     norm     None: RMSNorm
+    scale    of the embedding on entry; None: sqrt(width)
     """
 
     vocab: int
@@ -32,6 +33,7 @@ class LM(Module):
     body: Mixer
     tied: bool = True
     norm: Module | None = None
+    scale: float | None = None
 
     def __post_init__(self):
         self.check(self.vocab > 0, "vocab", "a positive number of tokens")
@@ -47,7 +49,7 @@ class LM(Module):
         return RMSNorm(self.width) if self.norm is None else self.norm
 
     def params(self):
-        # Rows of length 1: logits of unit size as a readout; `hidden` scales them to entries of unit size on entry.
+        # Rows of length 1: logits of unit size as a readout; sqrt(width) makes them entries of unit size on entry.
         embed = Spec((self.vocab, self.width), ("vocab", "embed"), Normal(self.width**-0.5))
         p = {"embed": embed, "body": self.body.params(), "norm": self.normalise.params()}
         if not self.tied:
@@ -73,7 +75,8 @@ class LM(Module):
         """What the readout reads.   tokens (b, t) -> (b, t, d)"""
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ShapeError(f"LM: tokens have shape {tokens.shape} of {tokens.dtype}, expected (b, t) of integers")
-        x = jnp.take(params["embed"], tokens, axis=0) * jnp.asarray(self.width**0.5, params["embed"].dtype)
+        scale = self.width**0.5 if self.scale is None else self.scale
+        x = jnp.take(params["embed"], tokens, axis=0) * jnp.asarray(scale, params["embed"].dtype)
         x = constrain(x, ("batch", "time", None))
         x, state = self.body.apply(params["body"], x, state, starts, key)
         return constrain(self.normalise.apply(params["norm"], x), ("batch", "time", None)), state
