@@ -1,6 +1,6 @@
 """The simulated world of Memory Networks (Weston et al. 2015, section 5.2): actors move things between rooms.
 
-A seeded simulation makes events; `jaxlm.data.world_text` says them in words; questions come with their supporting facts.
+A simulation makes events, `jaxlm.data.world_text` says them in words, questions come with their supporting facts.
 
     where is ACTOR                one fact    the last go of the actor
     where was ACTOR before ROOM   two facts   the last go of the actor to ROOM, the actor's go before that
@@ -142,7 +142,7 @@ class Solved(NamedTuple):
 
 
 def solve(events: Sequence[Event], asked: Asked) -> Solved | None:
-    """Answer a question by what was told alone; None where that does not suffice. It knows nothing of the simulation."""
+    """Answer a question by what was told alone, not by the simulation; None where that does not suffice."""
     match asked.kind:
         case "actor":
             return _went(events, asked.about)
@@ -197,7 +197,12 @@ def askable(events: Sequence[Event], kind: str, delta: int) -> list[tuple[Asked,
 
 
 def story(
-    world: World, rng: np.random.Generator, statements: int, questions: int, kinds: Sequence[str] = KINDS, delta: int = 1
+    world: World,
+    rng: np.random.Generator,
+    statements: int,
+    questions: int,
+    kinds: Sequence[str] = KINDS,
+    delta: int = 1,
 ) -> list[Question]:
     """One story with several questions, each asked at some point of it about what was told up to there.
 

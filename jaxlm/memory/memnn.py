@@ -178,7 +178,7 @@ class MemNN(Module):
     # O and R
 
     def lookup(self, table: Params, query: Query, memory: Array, count: Array, known=None, candidates=None) -> Array:
-        """One hop: the slot of the fact that is preferred.   memory (b, s, f), count (b,), candidates (b, s) bool -> (b,)
+        """One hop: the slot of the best fact.   memory (b, s, f), count (b,), candidates (b, s) bool -> (b,)
 
         With write times it is one pass from the oldest fact: the next one takes the place of the winner so far if
         s_Ot(x, next, winner) > 0 (algorithm 1). The first of equals wins.
@@ -205,7 +205,9 @@ class MemNN(Module):
         (slot, _), _ = jax.lax.scan(compare, (first, best), (slots, scores.T, later.T))
         return slot
 
-    def output(self, params: Params, question: Array, memory: Array, count: Array, known=None, candidates=None) -> Array:
+    def output(
+        self, params: Params, question: Array, memory: Array, count: Array, known=None, candidates=None
+    ) -> Array:
         """O: the slots of the k facts.   question (b, f), memory (b, s, f), count (b,) -> (b, k) int"""
         found = jnp.zeros((len(question), 0), jnp.int32)
         for _ in range(self.hops):

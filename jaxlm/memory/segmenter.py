@@ -75,7 +75,7 @@ class Segmenter(Module):
         return jax.lax.scan(step, jnp.zeros_like(values[:, 0]), values.T)[1].T
 
     def bags(self, params: Params, tokens: Array, room: int) -> tuple[Array, Array]:
-        """The stream as facts for a memory: the bag of each segment, in order. Words behind the last cut are not written.
+        """The stream as facts for a memory: a bag a segment, in order. Words behind the last cut are not written.
 
         room    segments held; later ones are left out, `count` tells
         ->      (b, room, |W|) counts, (b,) int segments found
