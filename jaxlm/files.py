@@ -40,11 +40,11 @@ def save(dir: str | os.PathLike, model: Module, params: Params) -> None:
     """
     folder = Path(dir)
     tensors = {}
-    specs = _named(model.params())
-    given = _named(params)
-    _check_names(given, specs, "params")
+    specs = named(model.params())
+    given = named(params)
+    check_names(given, specs, "params")
     for path, value in given.items():
-        _check_weight(path, tuple(value.shape), value.dtype, specs[path], "params")
+        check_weight(path, tuple(value.shape), value.dtype, specs[path], "params")
         tensors[path] = np.asarray(jax.device_get(value), order="C")
     about: dict[str, Any] = {"format": FORMAT, "model": encode(model)}
     decode(about["model"], classes_in(model), "model")  # what could not be read again is refused now
@@ -80,7 +80,7 @@ def load(dir: str | os.PathLike, classes: Iterable[type] = ()) -> tuple[Any, Par
     except Exception as error:
         raise ConfigError(f"{text}: {type(model).__name__} cannot declare its weights: {one_line(error)}") from error
     file = Path(dir) / WEIGHTS
-    tensors, metadata = _read_weights(file, _named(specs))
+    tensors, metadata = _read_weights(file, named(specs))
     if metadata.get("model") != _digest(about["model"]):
         raise ConfigError(f"{text}: altered, or not of the same save as {WEIGHTS}: their digests differ")
     if about["weights"]["sha256"] != _file_digest(file):
@@ -89,20 +89,22 @@ def load(dir: str | os.PathLike, classes: Iterable[type] = ()) -> tuple[Any, Par
     return model, tree
 
 
-def _named(tree: Tree) -> dict[str, Any]:
+def named(tree: Tree) -> dict[str, Any]:
     """{path: leaf}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_spec)[0]
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def _check_names(given: Iterable[str], specs: Iterable[str], where: str) -> None:
+def check_names(given: Iterable[str], specs: Iterable[str], where: str) -> None:
+    """ConfigError for the first path that is missing or unknown."""
     for path in sorted(set(specs) - set(given)):
         raise ConfigError(f"{where}: {path}: missing, expected every weight of the model")
     for path in sorted(set(given) - set(specs)):
         raise ConfigError(f"{where}: {path}: unknown, expected only weights of the model")
 
 
-def _check_weight(path: str, shape: tuple[int, ...], dtype: Any, spec: Spec, where: str) -> None:
+def check_weight(path: str, shape: tuple[int, ...], dtype: Any, spec: Spec, where: str) -> None:
+    """ConfigError for a weight of another shape, or of a dtype that cannot stand for the declared one."""
     if shape != spec.shape:
         raise ConfigError(f"{where}: {path} has shape {shape}, expected {spec.shape}")
     wanted, dtype = jnp.dtype(spec.dtype), jnp.dtype(dtype)
@@ -143,9 +145,9 @@ def _read_json(file: Path) -> tuple[dict[str, Any], Path]:
 def _read_weights(file: Path, specs: dict[str, Spec]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with file.open("rb"), safe_open(file, framework="np") as f:
-            _check_names(f.keys(), specs, str(file))
+            check_names(f.keys(), specs, str(file))
             for path, spec in specs.items():
-                _check_weight(path, tuple(f.get_slice(path).get_shape()), spec.dtype, spec, str(file))
+                check_weight(path, tuple(f.get_slice(path).get_shape()), spec.dtype, spec, str(file))
             tensors = {path: f.get_tensor(path) for path in specs}
             metadata = f.metadata() or {}
     except OSError as error:
@@ -155,7 +157,7 @@ def _read_weights(file: Path, specs: dict[str, Spec]) -> tuple[dict[str, np.ndar
     except (SafetensorError, AttributeError, TypeError) as error:
         raise ConfigError(f"{file}: truncated or altered, no safetensors: {one_line(error)}") from error
     for path, value in tensors.items():
-        _check_weight(path, value.shape, value.dtype, specs[path], str(file))
+        check_weight(path, value.shape, value.dtype, specs[path], str(file))
         if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
             raise ConfigError(f"{file}: {path} is {value.dtype}: expected jax_enable_x64 to be on, to keep it as it is")
     return tensors, metadata

@@ -8,6 +8,7 @@ abstract(module)        shapes and dtypes
 count(module)           how many numbers
 cast(module, p, dtype)  compute dtype, leaves marked `keep` stay
 decay_mask(module)      which leaves weight decay may touch
+rebuild(module, change) the same value with some of its parts changed
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ __all__ = [
     "decay_mask",
     "init",
     "map_specs",
+    "rebuild",
 ]
 
 
@@ -140,6 +142,20 @@ def init(module: Module, key: Array) -> Params:
 def _init(module: Module, key: Array) -> Params:
     # One compiled program: op by op, XLA rounds between constants that it joins here, and a sharded init would differ.
     return materialize(module.params(), key)
+
+
+def rebuild(module: Any, change: Callable[[Any], Any]) -> Any:
+    """The same value with change(part) in place of every module in it, the innermost first.
+
+    rebuild(model, lambda m: dataclasses.replace(m, window=64) if isinstance(m, Attention) else m)
+    """
+    if isinstance(module, tuple):
+        return tuple(rebuild(m, change) for m in module)
+    if not isinstance(module, Module):
+        return module
+    fields = [f.name for f in dataclasses.fields(module) if f.init]  # type: ignore[arg-type]
+    parts = {f: rebuild(getattr(module, f), change) for f in fields}
+    return change(type(module)(**parts))
 
 
 def abstract(module: Module) -> Tree:
