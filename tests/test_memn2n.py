@@ -135,7 +135,10 @@ def test_order_counts_by_times_and_places_alone():
         close(run(net, params, single[:, turned], question)[0], run(net, params, single, question)[0])
         timed = model(encoding=encoding)
         params, *_ = example(timed)
-        assert np.abs(run(timed, params, story[:, turned], question)[0] - run(timed, params, story, question)[0]).max() > 1e-3
+        assert (
+            np.abs(run(timed, params, story[:, turned], question)[0] - run(timed, params, story, question)[0]).max()
+            > 1e-3
+        )
 
 
 def test_linear_start_scales():
@@ -180,7 +183,9 @@ def test_what_is_nil_adds_nothing():
         wide_net = MemN2N(V, **{**{f: getattr(net, f) for f in ("width", "memory", "encoding")}, "words": J + 2})
         params, story, question = example(net)
         close(run(wide_net, params, fill(story, 2), fill(question, 1)), run(net, params, story, question))
-        close(run(net, params, fill(story, 1), question, None, True)[0], run(net, params, story, question, None, True)[0])
+        close(
+            run(net, params, fill(story, 1), question, None, True)[0], run(net, params, story, question, None, True)[0]
+        )
         masked = MemN2N(V, width=D, memory=8, words=J, encoding=net.encoding, mask_empty=True)
         close(run(masked, params, fill(story, 1), question)[0], run(masked, params, story, question)[0])
         p, q = (run(net, params, x, question)[1][0] for x in (story, fill(story, 1)))

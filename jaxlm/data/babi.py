@@ -82,7 +82,9 @@ def parse(text: str, task: int = 0, name: str = "bAbI") -> list[Question]:
             continue
         fields = body.split("\t")
         if len(fields) != 3 or any(not s.isdigit() or int(s) not in places for s in fields[2].split()):
-            raise DataError(f"{name}, line {number} = {body[:60]!r}: expected question, answer and ids of sentences above")
+            raise DataError(
+                f"{name}, line {number} = {body[:60]!r}: expected question, answer and ids of sentences above"
+            )
         support = tuple(places[int(s)] for s in fields[2].split())
         questions.append(Question(tuple(story), split_words(fields[0]), fields[1].strip().lower(), support, task))
     return questions
