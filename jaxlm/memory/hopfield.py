@@ -47,10 +47,12 @@ def update(w: Array, s: Array) -> Array:
 def sweep(w: Array, s: Array, order: Array) -> Array:
     """Units one by one, each seeing those before it; E never rises.   s (..., n), order (n) int -> (..., n)"""
 
+    w = jnp.asarray(w)
+
     def one(s: Array, i: Array) -> tuple[Array, None]:
         return s.at[..., i].set(_sign(s @ w[i], s[..., i])), None
 
-    return jax.lax.scan(one, s, order)[0]
+    return jax.lax.scan(one, jnp.asarray(s), order)[0]
 
 
 def settle(step: Callable[[Array, Array], Array], s: Array, key: Array, most: int = 100) -> tuple[Array, Array]:
@@ -78,12 +80,12 @@ def settle(step: Callable[[Array, Array], Array], s: Array, key: Array, most: in
 
 
 class Separation(Protocol):
-    """The F of a dense memory. `relative` is F up to a positive factor that keeps it finite: all that a sign needs."""
+    """The F of a dense memory."""
 
     def __call__(self, x: Array) -> Array: ...
 
-    def relative(self, x: Array, top: Array) -> Array:
-        """F(x) over about F(top), top = max |x|."""
+    def relative(self, x: Array, rest: Array) -> Array:
+        """F(x) up to a positive factor that rest (..., p) sets, so that it stays finite: all that a sign needs."""
         ...
 
 
@@ -99,8 +101,9 @@ class Power(Module):
     def __call__(self, x: Array) -> Array:
         return (jax.nn.relu(x) if self.rectified else x) ** self.a
 
-    def relative(self, x: Array, top: Array) -> Array:
-        return self(x / top)
+    def relative(self, x: Array, rest: Array) -> Array:
+        largest = jnp.max(jnp.abs(rest), axis=-1, keepdims=True) + 1
+        return self(jnp.ldexp(x, -jnp.frexp(largest)[1]))  # a power of two keeps integers exact: a tie stays a tie
 
 
 class Exponential(Module):
@@ -109,8 +112,8 @@ class Exponential(Module):
     def __call__(self, x: Array) -> Array:
         return jnp.exp(x)
 
-    def relative(self, x: Array, top: Array) -> Array:
-        return jnp.exp(x - top)
+    def relative(self, x: Array, rest: Array) -> Array:
+        return jnp.exp(x - jnp.max(rest, axis=-1, keepdims=True))
 
 
 def dense_energy(patterns: Array, s: Array, f: Separation) -> Array:
@@ -125,8 +128,7 @@ def dense_field(f: Separation, xi: Array, rest: Array) -> Array:
     rest    Σ_{j≠i} ξ_j^μ s_j           (..., p)
     ->      (...)
     """
-    top = jnp.max(jnp.abs(rest), axis=-1, keepdims=True) + 1
-    return jnp.sum(f.relative(rest + xi, top) - f.relative(rest - xi, top), axis=-1)
+    return jnp.sum(f.relative(rest + xi, rest) - f.relative(rest - xi, rest), axis=-1)
 
 
 def dense_update(patterns: Array, s: Array, f: Separation) -> Array:
@@ -144,6 +146,8 @@ def dense_update(patterns: Array, s: Array, f: Separation) -> Array:
 def dense_sweep(patterns: Array, s: Array, order: Array, f: Separation) -> Array:
     """Units one by one; each takes the value of lower energy, whatever F.   s (..., n), order (n) -> (..., n)"""
 
+    patterns = jnp.asarray(patterns)
+
     def one(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         s, overlap = carry
         xi = patterns[:, i].reshape((1,) * (s.ndim - 1) + (-1,))
@@ -151,7 +155,7 @@ def dense_sweep(patterns: Array, s: Array, order: Array, f: Separation) -> Array
         si = _sign(dense_field(f, xi, rest), s[..., i])
         return (s.at[..., i].set(si), rest + xi * si[..., None]), None
 
-    return jax.lax.scan(one, (s, s @ patterns.T), order)[0][0]
+    return jax.lax.scan(one, (jnp.asarray(s), s @ patterns.T), order)[0][0]
 
 
 # Modern

@@ -8,6 +8,7 @@ or √d (embeddings). So SGD, Adam, all rates and all seeds are one program per 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import jax
@@ -77,13 +78,13 @@ def pace(scales: dict[str, float]) -> optax.GradientTransformation:
     scales   factors of Adam's rate by weight
     """
 
-    def update(grads: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
         assert params is not None
 
         def step(g: Array, scale: float) -> Array:
             return -params["rate"] * jnp.where(params["adam"] > 0, scale * g / (jnp.abs(g) + 1e-8), g)
 
-        moves = {n: step(g, scales[n]) for n, g in grads["model"].items()}
+        moves = {n: step(g, scales[n]) for n, g in updates["model"].items()}
         return {"model": moves, "rate": jnp.zeros(()), "adam": jnp.zeros(())}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -132,8 +133,8 @@ def closed(key: Array, s: Settings, d: int) -> dict[str, float]:
     """Mean error of memories that are written down from T examples instead of trained."""
     facts = Zipf(s.inputs, 2.0, s.outputs)
     p, y = jnp.asarray(facts.p, jnp.float32), jnp.asarray(facts.y)
-    ways = {f"q = p^{rho}": lambda c, rho=rho: power(c, rho) for rho in (1.0, 0.5, 0.25)}
-    ways["threshold"] = lambda c: threshold(c, max(d // 8, 1))
+    ways = {f"q = p^{rho}": partial(power, rho=rho) for rho in (1.0, 0.5, 0.25)}
+    ways["threshold"] = partial(threshold, kept=max(d // 8, 1))
 
     @jax.jit
     def trial(key: Array, seen: Array) -> dict[str, Array]:
@@ -180,8 +181,7 @@ def judged(s: Settings, best: dict) -> list[Claim]:
     for name, per in best.items():
         for d, (value, *_) in per.items():
             paper = PUBLISHED.get(name, {}).get(d) if s.examples == 10240 else None
-            inside = paper is not None and name in RULES and d <= 200
-            band = (0.65 * paper, 1.35 * paper) if inside else ()
+            band = (0.65 * paper, 1.35 * paper) if paper is not None and name in RULES and d <= 200 else ()
             claims.append(Claim(f"{name}, d = {d}: best error", value, *band, paper=paper))
     return claims
 
