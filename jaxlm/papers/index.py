@@ -52,7 +52,7 @@ ROWS = (
     Row(
         108,
         "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
-        ("jaxlm.memory.birth",),
+        ("jaxlm.memory.induction", "jaxlm.memory.bigram_task"),
         "ideal outer products solve the task; order of events and in-context accuracy in training",
         ("birth",),
     ),
