@@ -35,7 +35,7 @@ from jaxlm.models.lm import LM
 from jaxlm.module import Module, is_spec, path_name, rebuild
 from jaxlm.typing import Params
 
-__all__ = ["FAMILIES", "load", "save"]
+__all__ = ["FAMILIES", "ends", "load", "save"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "llama": llama, "gpt_neox": neox}  # by `model_type`
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -98,6 +98,16 @@ def save(dir: str | os.PathLike, model: LM, params: Params, config: Mapping[str,
         raise OSError(f"{folder / WEIGHTS}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def ends(dir: str | os.PathLike) -> tuple[int, ...]:
+    """The tokens that end a text, as config.json tells; none where it does not."""
+    file = Path(dir) / CONFIG
+    told = Config(_json(file), str(file)).entries.get("eos_token_id")
+    tokens = told if isinstance(told, list) else [] if told is None else [told]
+    if any(type(t) is not int or t < 0 for t in tokens):
+        raise ConfigError(f"{file}: eos_token_id = {told!r}: expected a token or a list of tokens")
+    return tuple(tokens)
 
 
 def depth(model: LM) -> int:

@@ -1,7 +1,7 @@
 """jaxlm train [CONFIG] [--knobs]"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import jax
 from jaxlm.cli import say
 from jaxlm.cli.knobs import parse
 from jaxlm.cli.progress import Progress
-from jaxlm.data import baselines
+from jaxlm.data import Tokenizer, baselines
 from jaxlm.errors import ConfigError
 from jaxlm.files import save
 from jaxlm.generate import Sampling, generate
@@ -152,9 +152,19 @@ def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progr
 
 def sample(exp: Experiment, params: Any, prompt: str, tokens: int, how: Sampling, seed: int) -> str:
     """The prompt and `tokens` tokens after it, as text."""
+    return write(exp.model, params, exp.data.tokenizer, prompt, tokens, how, seed)
+
+
+def write(
+    model: Any, params: Any, tokenizer: Tokenizer, prompt: str, tokens: int, how: Sampling, seed: int,
+    stop: Sequence[int] | None = None,
+) -> str:  # fmt: skip
+    """The prompt and up to `tokens` tokens after it, as text; it ends before a token of `stop`."""
     import numpy as np
 
-    tokenizer = exp.data.tokenizer
-    ids = np.concatenate([[tokenizer.bos], tokenizer.encode(prompt.encode())]).astype(np.int32)
-    out, _ = generate(exp.model, params, jax.numpy.asarray(ids)[None], tokens, jax.random.key(seed), how)
-    return tokenizer.decode(np.concatenate([ids, np.asarray(out[0])]))
+    begin = [tokenizer.bos] if tokenizer.bos < model.vocab else []
+    ids = np.concatenate([begin, tokenizer.encode(prompt.encode())]).astype(np.int32)
+    out, _ = generate(model, params, jax.numpy.asarray(ids)[None], tokens, jax.random.key(seed), how, stop=stop)
+    out = np.asarray(out[0])
+    ends = np.flatnonzero(np.isin(out, stop or ()))
+    return tokenizer.decode(np.concatenate([ids, out[: ends[0]] if ends.size else out]))

@@ -5,8 +5,9 @@ from jaxlm.data.corpus import Corpus, StandardLibrary, TextFiles
 from jaxlm.data.errors import DataError
 from jaxlm.data.folder import DataFolder
 from jaxlm.data.rows import Evaluation, Lanes, Rows, Stream, pack
+from jaxlm.data.sentencepiece import SentencePiece
 from jaxlm.data.text import Text
-from jaxlm.data.tokens import Bytes, HuggingFace, Tokenizer
+from jaxlm.data.tokens import Bytes, GPT2Files, HuggingFace, Tokenizer, tokenizer_in
 
 __all__ = [
     "Bytes",
@@ -14,9 +15,11 @@ __all__ = [
     "DataError",
     "DataFolder",
     "Evaluation",
+    "GPT2Files",
     "HuggingFace",
     "Lanes",
     "Rows",
+    "SentencePiece",
     "StandardLibrary",
     "Stream",
     "Text",
@@ -26,4 +29,5 @@ __all__ = [
     "baselines",
     "gzip_bits_per_byte",
     "pack",
+    "tokenizer_in",
 ]

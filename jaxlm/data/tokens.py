@@ -1,14 +1,18 @@
 """Tokenizers: frozen values between bytes and token ids. `bos` begins every document and is counted in `vocab`."""
 
+import gzip
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxlm.data.errors import DataError
+from jaxlm.data.sentencepiece import SentencePiece
 
 # Tokens that begin (or, failing that, end) a text in the tokenizer files in use, the likeliest first.
 _BEGIN = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]", "<|startoftext|>", "[CLS]")
@@ -63,20 +67,25 @@ class HuggingFace:
 
     path: str
 
+    _kind = "tokenizer.json"
+
     def __post_init__(self):
         object.__setattr__(self, "path", os.fspath(self.path))
 
-    @cached_property
-    def _tokenizer(self) -> Any:
+    def _read(self) -> Any:
         from tokenizers import Tokenizer
 
+        return Tokenizer.from_str(_text(self.path))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
         if not os.path.isfile(self.path):
-            raise DataError(f"path={self.path!r}: no such file; expected a tokenizer.json")
+            raise DataError(f"path={self.path!r}: no such file; expected a {self._kind}")
         try:
-            tokenizer = Tokenizer.from_file(self.path)
+            tokenizer = self._read()
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             reason = " ".join(str(error).split())
-            message = f"path={self.path!r}: unreadable tokenizer ({reason}); expected a tokenizer.json"
+            message = f"path={self.path!r}: unreadable tokenizer ({reason}); expected a {self._kind}"
             raise DataError(message) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -106,3 +115,48 @@ class HuggingFace:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, special tokens left out."""
         return self._tokenizer.decode([int(i) for i in np.asarray(ids).reshape(-1)], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class GPT2Files(HuggingFace):
+    """GPT-2's byte-level BPE: `encoder.json` (or `vocab.json`) and its merges, `vocab.bpe` (or `merges.txt`)."""
+
+    merges: str
+
+    _kind = "byte-level BPE: encoder.json and vocab.bpe"
+
+    def _read(self) -> Any:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        lines = [line for line in _text(self.merges).splitlines() if line and not line.startswith("#version")]
+        pairs: Any = [tuple(line.split(" ")) for line in lines]
+        tokenizer = Tokenizer(models.BPE(json.loads(_text(self.path)), pairs))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        if tokenizer.token_to_id("<|endoftext|>") is not None:
+            tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+        return tokenizer
+
+
+def tokenizer_in(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a folder: tokenizer.json, GPT-2's two files (all also as .gz), or a SentencePiece tok*.bin."""
+    place = Path(folder)
+
+    def there(*names: str) -> str | None:
+        found = (place / (n + end) for n in names for end in ("", ".gz"))
+        return next((str(p) for p in found if p.is_file()), None)
+
+    if one := there("tokenizer.json"):
+        return HuggingFace(one)
+    words, merges = there("encoder.json", "vocab.json"), there("vocab.bpe", "merges.txt")
+    if words and merges:
+        return GPT2Files(words, merges)
+    if pieces := sorted(place.glob("tok*.bin")):
+        return SentencePiece(str(pieces[0]))
+    expected = "tokenizer.json, encoder.json and vocab.bpe, or a SentencePiece tok*.bin"
+    raise DataError(f"{place}: no tokenizer there; expected {expected}")
+
+
+def _text(path: str) -> str:
+    raw = Path(path).read_bytes()
+    return (gzip.decompress(raw) if path.endswith(".gz") else raw).decode("utf-8")
