@@ -93,7 +93,7 @@ def optimizer(
     """
     sgd = optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum))
     parts = {
-        name: optax.transforms.conditionally_mask(sgd, lambda step, first=first: step >= first)
+        name: optax.transforms.conditionally_mask(sgd, lambda step, first=first, **_: jnp.asarray(step) >= first)
         for name, first in zip(MEMORIES, unfreeze, strict=True)
     }
     labels = {name: name if name in model.trained else "frozen" for name in model.params()}
@@ -209,8 +209,8 @@ def three(s: Settings, lab: Lab) -> Tree:
     model = InductionTransformer(n, s.three_width, s.three_length, unit=True)
     task = BigramTask(s.three_length, 1, fixed=False)
     unigram, follow = jnp.full(n, 1 / n, jnp.float32), jnp.full((n, n), 1 / n, jnp.float32)
-    longer = dict.fromkeys(("unembed", "value1", "out1", "value2"), 3**0.5)  # U(±1/√d) shortens by this on average
-    params = {k: v * longer.get(k, 1.0) for k, v in init(model, lab.key).items()}
+    short = ("unembed", "value1", "out1", "value2")  # U(±1/√d) divides lengths by √3; the theorem's maps keep them
+    params = {k: v * 3**0.5 if k in short else v for k, v in init(model, lab.key).items()}
 
     @jax.jit
     def watch(params: Params, key: Array) -> Tree:

@@ -1,0 +1,1 @@
+"""Lenses: what a trained model holds, read off its weights and activations."""
