@@ -142,7 +142,7 @@ def test_order_counts_by_times_and_places_alone():
 
 
 def test_linear_start_scales():
-    """Without the softmax the first read is bilinear; with it only the values scale it, and a constant moves nothing."""
+    """Without the softmax the first read is bilinear; with it only values scale it, a constant moves nothing."""
     net = model(hops=1, tying="layerwise", encoding="bow")
     params, story, question = example(net)
     params["hop"] = np.zeros((D, D), np.float32)
@@ -151,7 +151,10 @@ def test_linear_start_scales():
         return {**params, "tables": params["tables"] * np.float32([a, c])[:, None, None]}
 
     times = np.asarray(ages(jnp.asarray([5, 4, 3]), M))
-    read = lambda p, linear: run(net, p, story, question, times, linear)[0]
+
+    def read(p, linear):
+        return run(net, p, story, question, times, linear)[0]
+
     close(read(scaled(2, 1), True), 2 * read(params, True))
     close(read(scaled(1, 2), True), 2 * read(params, True))
     close(read(scaled(1, 2), False), 2 * read(params, False))
@@ -177,8 +180,11 @@ def test_without_values_the_question_stays():
 
 
 def test_what_is_nil_adds_nothing():
-    """Words: never. Memories: nothing in the linear start or under mask_empty; otherwise each takes exp(0) of the mass."""
-    fill = lambda x, axis: np.concatenate([x, np.zeros_like(np.take(x, [0, 1], axis))], axis)
+    """Words: never. Memories: nothing in the linear start or under mask_empty; else each takes exp(0) of the mass."""
+
+    def fill(x, axis):
+        return np.concatenate([x, np.zeros_like(np.take(x, [0, 1], axis))], axis)
+
     for net in (model(encoding="bow", memory=8), model(encoding="pe", memory=8)):
         wide_net = MemN2N(V, **{**{f: getattr(net, f) for f in ("width", "memory", "encoding")}, "words": J + 2})
         params, story, question = example(net)
@@ -212,8 +218,8 @@ def test_nil_stays_zero():
     for tying in ("adjacent", "layerwise"):
         net = model(tying=tying)
         params, story, question = example(net)
-        loss = jax.jit(jax.grad(lambda p, net=net: jnp.square(net.apply(p, story, question)[0]).sum()))
-        grads = loss(params)
+        loss = jax.jit(jax.grad(lambda *args, net=net: jnp.square(net.apply(*args)[0]).sum()))
+        grads = loss(params, story, question)
         assert not np.any(grads["tables"][:, 0]) and all(np.any(g) for g in jax.tree.leaves(grads))
         spoiled = {**params, "tables": params["tables"].copy()}
         spoiled["tables"][:, 0] = 1e6

@@ -135,7 +135,7 @@ class MemN2N(Module):
 
         story      (b, n, j)    ids, oldest sentence first, NIL where there is none
         question   (b, j)       ids
-        times      (b, n)       time indices, 1 = most recent, 0 = none; by default n, n-1, ..., 1 of the sentences there
+        times      (b, n)       time indices, 1 = most recent, 0 = none; by default n, ..., 1 of the sentences there
         linear     bool or ()   linear start: p = u m without the softmax
         ->         (b, v) logits, v = rows (adjacent) or vocab;  (K, b, n) p of every hop
         """
@@ -146,7 +146,8 @@ class MemN2N(Module):
         tables = self.nilled(params["tables"])
         story = self.embed(tables, x.story, x.times, x.place)  # (b, n, tables, d)
         adjacent = self.tying == "adjacent"
-        u = dense(x.question, self.mixed(tables[0, : self.vocab] if adjacent else self.nilled(params["question"])))
+        first = tables[0, : self.vocab] if adjacent else self.nilled(params["question"])
+        u = dense(x.question, self.mixed(first))
         seen = []
         for hop in range(self.hops):
             m, c = (story[:, :, i] for i in ((hop, hop + 1) if adjacent else (0, 1)))

@@ -1,8 +1,9 @@
-"""What the bAbI results share: tasks as stacked arrays, and their training in one program (MemN2N, sections 4 and 4.1)."""
+"""What the bAbI results share: tasks as stacked arrays, and their training in one program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class Settings:
     noise          share of random gaps in the time indices
     questions      at most so many training and test questions of a task are used; 0: all
     every          epochs between looks at the errors
+    rounds         times that its pace is measured against training one model after the other; 0: not
     width, hops, tying, encoding, relu, mask_empty: of the model
     """
 
@@ -53,6 +55,7 @@ class Settings:
     noise: float = 0.1
     questions: int = 0
     every: int = 10
+    rounds: int = 0
     width: int = 20
     hops: int = 3
     tying: str = "adjacent"
@@ -84,17 +87,17 @@ class Stack(NamedTuple):
     place     (t,)        place of its time word
     """
 
-    bags: Array
-    asked: Array
-    stories: Array
-    lengths: Array
-    answers: Array
-    support: Array
-    cells: Array
-    train: Array
-    live: Array
-    memory: Array
-    place: Array
+    bags: Any
+    asked: Any
+    stories: Any
+    lengths: Any
+    answers: Any
+    support: Any
+    cells: Any
+    train: Any
+    live: Any
+    memory: Any
+    place: Any
 
 
 class Group(NamedTuple):
@@ -153,7 +156,7 @@ def group(sets: Sequence[Set], memory: Sequence[int], places: tuple[int, ...], s
                 live if s.tying == "adjacent" else live[: model.vocab],
                 np.int32(m),
                 np.asarray(own.place),
-            )  # type: ignore[arg-type]
+            )
         )
     return Group(model, jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows), places, plan(s, most))
 
@@ -164,7 +167,7 @@ def plan(s: Settings, memory: int) -> tuple[tuple[int, int], ...]:
 
 
 def take(stack: Stack, rows: Array, slots: int, times: Array, mask_empty: bool) -> Inputs:
-    """What the model reads of some questions of one set, in `slots` slots: the last stands for all empty memories left."""
+    """What the model reads of some questions of one set: the last of the slots stands for all empty memories left."""
     at = jnp.arange(slots, dtype=jnp.int32)
     count = jnp.where(at < slots - 1, jnp.clip(stack.memory - at, 0, 1), jnp.maximum(0, stack.memory - at))[None]
     if mask_empty:
@@ -213,11 +216,9 @@ def evaluate(g: Group, params: Params, cells: int) -> dict[str, Array]:
         fitting = count if slots == g.model.memory else int((lengths < slots).sum())
         blocks = np.arange(first, fitting, ROWS)[:, None] + np.arange(ROWS)[None]
         blocks, first = jnp.asarray(np.where(blocks < fitting, blocks, -1)), fitting
+        one = jax.vmap(lambda p, s, rows, n=slots: judge(g.model, p, s, rows, n, cells), (0, 0, None))
         if len(blocks):
-            add = lambda rows, slots=slots: jax.vmap(lambda p, s: judge(g.model, p, s, rows, slots, cells))(
-                params, g.stack
-            )
-            sums = sums + jax.lax.map(add, blocks).sum(0).swapaxes(0, 1)
+            sums = sums + jax.lax.map(partial(one, params, g.stack), blocks).sum(0).swapaxes(0, 1)
     number, *rest = sums
     return {name: one / jnp.maximum(number, 1) for name, one in zip(("error", "nats", "found"), rest, strict=True)}
 
@@ -246,9 +247,9 @@ def clip_each(limit: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
 
 
-def schedule(s: Settings, epoch: int) -> Callable[[Array], Array]:
+def schedule(s: Settings, epoch: int) -> optax.Schedule:
     """The learning rate by step: constant in the linear start, then halved at every multiple of `halve` epochs."""
-    return lambda step: s.rate * 0.5 ** (jnp.maximum(0, step // epoch - s.linear + 1) // s.halve)
+    return lambda step: s.rate * 0.5 ** (jnp.maximum(0, jnp.asarray(step) // epoch - s.linear + 1) // s.halve)
 
 
 def train(s: Settings, parts: Sequence[Group], lab: Lab, look: bool = True) -> Fit:

@@ -1,5 +1,6 @@
-"""From trained restarts to a result: the choice by training error, the table beside the paper's, one story's attention."""
+"""From trained restarts to a result: the choice by training error, the table, one story's attention, the pace."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +12,15 @@ import numpy as np
 
 from jaxlm.data import babi
 from jaxlm.memory.memn2n import ages
-from jaxlm.papers._babi import BATCH, Group, Set, Settings, answer, group, take, train
-from jaxlm.papers.result import Claim, Lab
+from jaxlm.papers._babi import BATCH, Group, Set, Settings, answer, group, groups, load, take, train
+from jaxlm.papers.result import Claim, Lab, Result
 from jaxlm.train.fit import Fit
 
 FAILED = 0.05  # a task with a larger test error is failed
 
 
 def chosen(s: Settings, watched: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The restart with the lowest training error, for each task or of all; equals are told apart by cross-entropy.   (t,)"""
+    """The restart with the lowest training error, for each task or of all; equals by cross-entropy.   (t,)"""
     error, nats = (watched[name][-1][..., 0] for name in ("error", "nats"))  # (r, t)
     if s.joint:
         error, nats = (np.broadcast_to(x.mean(1, keepdims=True), x.shape) for x in (error, nats))
@@ -34,7 +35,10 @@ def table(
     at = np.arange(len(best))
     error = 100 * watched["error"]  # (chunks, r, t, part)
     ours, beside = error[-1, best, at, 2], [paper[task - 1] for task in s.tasks]
-    failed = lambda x: float(np.sum(np.asarray(x) > 100 * FAILED))
+
+    def failed(errors: Any) -> float:
+        return float(np.sum(np.asarray(errors) > 100 * FAILED))
+
     claims = [
         Claim("mean test error, %", float(ours.mean()), high=high, paper=float(np.mean(beside))),
         Claim(f"tasks above {100 * FAILED:.0f} %", failed(ours), paper=failed(beside)),
@@ -96,10 +100,29 @@ def attention(s: Settings, parts: Sequence[Group], sets: Sequence[Set], run: Fit
     }
 
 
+def report(
+    s: Settings, lab: Lab, columns: Mapping[str, Sequence[float]], column: str, high: float = math.inf
+) -> Result:
+    """Train everything in one program, and lay the test errors beside a column of the paper's.
+
+    high   band of the mean test error, %
+    """
+    sets = load(lab.data, s)
+    parts = groups(sets, s)
+    run = train(s, parts, lab)
+    claims, series = table(s, run.watched, columns[column], high)
+    series |= {f"paper, {name}": [errors[task - 1] for task in s.tasks] for name, errors in columns.items()}
+    series |= attention(s, parts, sets, run)
+    if s.rounds:
+        series["pace"] = faster(s, parts, sets, lab)
+        claims.append(Claim("an epoch one by one / in one program", series["pace"]["ratio"]))
+    return Result(tuple(claims), series)
+
+
 def faster(s: Settings, parts: Sequence[Group], sets: Sequence[Set], lab: Lab) -> dict[str, float]:
     """Seconds of an epoch of all sets and restarts in one program, and of each alone, from one task of each group.
 
-    Each is timed twice in turn, compilation left out.
+    Each is timed `rounds` times in turn, compilation left out; the quickest counts.
     """
     few = replace(s, linear=0, epochs=2, every=1)
 
@@ -113,7 +136,7 @@ def faster(s: Settings, parts: Sequence[Group], sets: Sequence[Set], lab: Lab) -
         at = int(np.argsort(np.asarray(g.stack.memory), kind="stable")[len(g.sets) // 2])
         alone.append(group([sets[g.sets[at]]], [int(g.stack.memory[at])], (0,), s))
     together, one = [], []
-    for _ in range(2):
+    for _ in range(s.rounds):
         together.append(epoch(few, parts))
         each = [epoch(replace(few, restarts=1, tasks=(1,)), [g]) for g in alone]
         one.append(s.restarts * sum(len(g.sets) * x for g, x in zip(parts, each, strict=True)))

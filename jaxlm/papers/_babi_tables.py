@@ -1,4 +1,4 @@
-"""Published test errors of MemN2N on bAbI in percent, tasks 1 to 20 (Sukhbaatar et al. 2015, table 1 and its appendix)."""
+"""Published test errors on bAbI in percent, tasks 1 to 20 (Sukhbaatar et al. 2015, table 1 and the one of 10k)."""
 
 EN = {
     "LSTM": (50, 80, 80, 39, 30, 52, 51, 55, 36, 56, 38, 26, 6, 73, 79, 77, 49, 48, 92, 9),
