@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxlm.initializers import Uniform
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
+from jaxlm.ops.cell import Affine, Mix, cell
 from jaxlm.ops.dense import dense
 from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.ops.scan import scan
@@ -60,23 +61,17 @@ class GRU(Mixer):
     ) -> tuple[Array, State]:
         state, fresh = self.enter(params, x, state, starts)
         x, state, spoiled = isolate(starts, x, state)
-        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
-        step = self.cudnn(params, x.dtype) if self.reset_after else self.cho(params, x.dtype)
-        ys, state = scan(step, drive, state, starts, fresh)
+        if self.reset_after:
+            drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
+            ys, state = scan(self.cudnn(params, x.dtype), drive, state, starts, fresh)
+        else:
+            given, bias, hidden = params["input"], params["bias"], params["hidden"]
+            maps = {
+                "gates": Affine(given[:, :2], bias[:2], hidden[:, :2]),
+                "inner": Affine(given[:, 2:], bias[2:], hidden[:, 2:]),
+            }
+            ys, state = cell(cho, maps, x, state, starts, fresh)
         return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)
-
-    def cho(self, params: Params, dtype):
-        """The step that resets what U reads."""
-        gates, inner = params["hidden"][:, :2], params["hidden"][:, 2]
-
-        def step(u: Array, s: State) -> tuple[Array, State]:
-            h = s["h"]
-            g = jax.nn.sigmoid(u[:, :2] + wide(dense(h.astype(dtype), gates)))
-            c = jnp.tanh(u[:, 2] + wide(dense((g[:, 0] * h).astype(dtype), inner)))
-            h = (1 - g[:, 1]) * h + g[:, 1] * c
-            return h, {"h": h}
-
-        return step
 
     def cudnn(self, params: Params, dtype):
         """The step that resets what U gives."""
@@ -91,3 +86,12 @@ class GRU(Mixer):
             return h, {"h": h}
 
         return step
+
+
+def cho(s: State, mix: Mix) -> tuple[Array, State]:
+    """The step that resets what U reads."""
+    h = s["h"]
+    r, write = (jax.nn.sigmoid(a) for a in mix("gates", h))
+    (c,) = mix("inner", r * h)
+    h = (1 - write) * h + write * jnp.tanh(c)
+    return h, {"h": h}

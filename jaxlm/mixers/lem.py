@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jaxlm.initializers import Uniform
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
-from jaxlm.ops.dense import dense
+from jaxlm.ops.cell import Affine, Mix, cell
 from jaxlm.ops.isolate import isolate, spoil
-from jaxlm.ops.scan import scan
-from jaxlm.typing import Array, Params, State, wide
+from jaxlm.typing import Array, Params, State
 
 
 class LEM(Mixer):
@@ -61,17 +60,26 @@ class LEM(Mixer):
     ) -> tuple[Array, State]:
         state, fresh = self.enter(params, x, state, starts)
         x, state, spoiled = isolate(starts, x, state)
-        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
-        hidden, memory = params["hidden"], params["memory"]
-
-        def step(u: Array, s: State) -> tuple[Array, State]:
-            y, z = s["y"], s["z"]
-            h = wide(dense(y.astype(x.dtype), hidden))
-            slow = self.dt * jax.nn.sigmoid(u[:, 0] + h[:, 0])
-            fast = self.dt * jax.nn.sigmoid(u[:, 1] + h[:, 1])
-            z = (1 - fast) * z + fast * jnp.tanh(u[:, 3] + h[:, 2])
-            y = (1 - slow) * y + slow * jnp.tanh(u[:, 2] + wide(dense(z.astype(x.dtype), memory)))
-            return y, {"y": y, "z": z}
-
-        ys, state = scan(step, drive, state, starts, fresh)
+        given, bias = params["input"], params["bias"]
+        maps = {
+            "old": Affine(without(given, 2, axis=1), without(bias, 2, axis=0), params["hidden"]),
+            "new": Affine(given[:, 2:3], bias[2:3], params["memory"][:, None]),
+        }
+        ys, state = cell(self.advance, maps, x, state, starts, fresh)
         return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)
+
+    def advance(self, s: State, mix: Mix) -> tuple[Array, State]:
+        """One step: `mix` gives the pre-activations that read the old y and the new z."""
+        y, z = s["y"], s["z"]
+        slow, fast, drive = mix("old", y)
+        slow, fast = self.dt * jax.nn.sigmoid(slow), self.dt * jax.nn.sigmoid(fast)
+        z = (1 - fast) * z + fast * jnp.tanh(drive)
+        (drive,) = mix("new", z)
+        y = (1 - slow) * y + slow * jnp.tanh(drive)
+        return y, {"y": y, "z": z}
+
+
+def without(a: Array, i: int, axis: int) -> Array:
+    """a without its slice i along an axis."""
+    before, after = jax.lax.slice_in_dim(a, 0, i, axis=axis), jax.lax.slice_in_dim(a, i + 1, None, axis=axis)
+    return jnp.concatenate([before, after], axis=axis)

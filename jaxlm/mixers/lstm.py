@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jaxlm.initializers import Uniform
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
-from jaxlm.ops.dense import dense
+from jaxlm.ops.cell import Affine, Mix, cell
 from jaxlm.ops.isolate import isolate, spoil
-from jaxlm.ops.scan import scan
-from jaxlm.typing import Array, Params, State, wide
+from jaxlm.typing import Array, Params, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +70,14 @@ class LSTM(Mixer):
     ) -> tuple[Array, State]:
         state, fresh = self.enter(params, x, state, starts)
         x, state, spoiled = isolate(starts, x, state)
-        drive = wide(dense(x, params["input"])) + wide(params["bias"])[None, None]
-        hidden = params["hidden"]
-
-        def step(u: Array, s: State) -> tuple[Array, State]:
-            gates = u + wide(dense(s["h"].astype(x.dtype), hidden))
-            i, f, o = (jax.nn.sigmoid(gates[:, g]) for g in (0, 1, 3))
-            c = f * s["c"] + i * jnp.tanh(gates[:, 2])
-            h = o * jnp.tanh(c)
-            return h, {"h": h, "c": c}
-
-        ys, state = scan(step, drive, state, starts, fresh)
+        maps = {"gates": Affine(params["input"], params["bias"], params["hidden"])}
+        ys, state = cell(advance, maps, x, state, starts, fresh)
         return spoil(spoiled, ys.astype(x.dtype)), spoil(spoiled[:, -1], state)
+
+
+def advance(s: State, mix: Mix) -> tuple[Array, State]:
+    """One step."""
+    i, f, z, o = mix("gates", s["h"])
+    c = jax.nn.sigmoid(f) * s["c"] + jax.nn.sigmoid(i) * jnp.tanh(z)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return h, {"h": h, "c": c}

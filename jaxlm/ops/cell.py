@@ -1,0 +1,291 @@
+"""Nonlinear cells over time: small products in the loop, the gradients of their weights in one product a segment.
+
+Autodiff of a loop adds an outer product to every weight's gradient at every step. Here the forward pass keeps the
+pre-activations and one state a segment. The backward pass runs a segment's steps again from the kept pre-activations,
+which costs no product, goes back through them, and then makes each weight's gradient in one product over the segment.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxlm.errors import ShapeError
+from jaxlm.ops.scan import scan_naive
+from jaxlm.typing import Array, Tree, wide
+
+Gates = tuple[Array, ...]
+Mix = Callable[[str, Array], Gates]
+Step = Callable[[Tree, Mix], tuple[Array, Tree]]
+
+
+class Affine(NamedTuple):
+    """The weights of the pre-activations x A + b + v W of g gates that read the same v.
+
+    input    A      (d, g, m)
+    bias     b      (g, m)
+    hidden   W      (n, g, m)
+    """
+
+    input: Array
+    bias: Array
+    hidden: Array
+
+
+Maps = dict[str, Affine]
+
+
+def cell(
+    step: Step,
+    maps: Maps,
+    x: Array,
+    state: Tree,
+    starts: Array | None = None,
+    fresh: Tree = None,
+    every: int = 16,
+) -> tuple[Array, Tree]:
+    """Run `step(state, mix) -> (y, state)` over time; `mix(name, v)` gives the gates x_n A + b + v W, each (b, m).
+
+    step    pure; closes over no array          each name of maps once a step
+    maps    weights by name
+    x                                           (b, t, d)
+    state   tree of floats                      (b, ...)
+    starts  first tokens of documents           (b, t) bool; None: none
+    fresh   state of a new document             as state, default zeros; axes of 1 broadcast
+    every   steps of a segment, about           >= 1
+    ->      ys (b, t, ...), at least float32;  the last state, as state
+
+    Products are taken in x's dtype. Differentiable in reverse mode, to any order, and forward over reverse.
+    """
+    _check(maps, x, state, starts, every)
+    fresh = jax.tree.map(jnp.zeros_like, state) if fresh is None else fresh
+    xs, starts = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
+    if x.shape[1] == 1:
+        state = _reset(None if starts is None else starts[0], fresh, state)
+        y, state, _ = _one(step, partial(_sums, _columns(maps, x.dtype), xs[0]), state)
+        return y[:, None], state
+    ys, state = _run(step, every, maps, xs, starts, state, fresh)
+    return jnp.moveaxis(ys, 0, 1), state
+
+
+def cell_naive(
+    step: Step, maps: Maps, x: Array, state: Tree, starts: Array | None = None, fresh: Tree = None
+) -> tuple[Array, Tree]:
+    """The twin of `cell`: a Python loop that autodiff goes through; same arguments, t >= 1."""
+
+    def one(x: Array, state: Tree) -> tuple[Array, Tree]:
+        def mix(name: str, v: Array) -> Gates:
+            a, b, w = maps[name]
+            sums = wide(jnp.einsum("bd,dgm->bgm", x, a.astype(x.dtype))) + wide(b)[None]
+            sums = sums + wide(jnp.einsum("bn,ngm->bgm", v.astype(x.dtype), w.astype(x.dtype)))
+            return tuple(sums[:, g] for g in range(sums.shape[1]))
+
+        return step(state, mix)
+
+    return scan_naive(one, x, state, starts, fresh)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(
+    step: Step, every: int, maps: Maps, xs: Array, starts: Array | None, state: Tree, fresh: Tree
+) -> tuple[Array, Tree]:
+    """(ys, last state); everything time-major."""
+    return _forward(step, every, maps, xs, starts, state, fresh)[0]
+
+
+def _forward(step: Step, every: int, maps: Maps, xs: Array, starts: Array | None, state: Tree, fresh: Tree):
+    """The result, and what the backward pass reads: per piece, pre-activations (s, c, b, m) and states (s, b, ...)."""
+    weights = _columns(maps, xs.dtype)
+
+    def one(state: Tree, at: Any) -> tuple[Tree, Any]:
+        x, start = at
+        y, state, sums = _one(step, partial(_sums, weights, x), _reset(start, fresh, state))
+        return state, (y, sums)
+
+    def segment(first: Tree, piece: Any) -> tuple[Tree, Any]:
+        last, (ys, sums) = jax.lax.scan(one, first, piece)
+        return last, (ys, (sums, first))
+
+    ys, kept = [], []
+    for piece in _pieces((xs, starts), every):
+        state, (y, k) = jax.lax.scan(segment, state, piece)
+        ys.append(y.reshape(-1, *y.shape[2:]))
+        kept.append(k)
+    ys = ys[0] if len(ys) == 1 else jnp.concatenate(ys)
+    return (ys, state), (maps, xs, starts, fresh, kept)
+
+
+def _backward(step: Step, every: int, residuals: Any, back: Any):
+    """Gradients by maps, xs, state and fresh."""
+    maps, xs, starts, fresh, kept = residuals
+    dys, dstate = back
+    weights = _columns(maps, xs.dtype)
+
+    def segment(carry: Any, piece: Any) -> tuple[Any, Array]:
+        dlast, dmaps, dfresh = carry
+        x, start, dy, (sums, first) = piece
+
+        def again(state: Tree, us: dict[str, Gates], fresh: Tree) -> tuple[Any, dict[str, Array]]:
+            def one(state: Tree, at: Any) -> tuple[Tree, Any]:
+                u, sums, start = at
+                read: dict[str, Array] = {}
+
+                def mix(name: str, v: Array) -> Gates:
+                    read[name] = v.astype(xs.dtype)
+                    return _known(sums[name], u[name], read[name], weights[name].hidden)
+
+                y, state, _ = _one(step, mix, _reset(start, fresh, state))
+                return state, (y, read)
+
+            # Kept are the states alone: activations come cheaper from the sums than from memory.
+            last, (ys, read) = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), state, (us, sums, start))
+            return (ys, last), read
+
+        us = {name: _drives(w, x) for name, w in weights.items()}  # never computed but for second derivatives
+        _, pull, read = jax.vjp(again, first, us, fresh, has_aux=True)
+        dfirst, dsums, df = pull((dy, dlast))
+        dmaps = {name: _grow(dmaps[name], read[name], x, dsums[name]) for name in maps}
+        pairs = [pair for n in maps for pair in zip(dsums[n], weights[n].input, strict=True)]
+        dx = jax.tree.reduce(jnp.add, [wide(_product(g.astype(x.dtype), a.T)) for g, a in pairs])
+        return (dfirst, dmaps, dfresh if start is None else jax.tree.map(jnp.add, dfresh, df)), dx.astype(x.dtype)
+
+    none = lambda tree: jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w).dtype), tree)  # noqa: E731
+    carry, dxs = (dstate, none(maps), none(fresh)), []
+    for piece, k in reversed(list(zip(_pieces((xs, starts, dys), every), kept, strict=True))):
+        carry, dx = jax.lax.scan(segment, carry, (*piece, k), reverse=True)
+        dxs.insert(0, dx.reshape(-1, *dx.shape[2:]))
+    dstate, dmaps, dfresh = carry
+    dmaps = jax.tree.map(lambda g, w: g.astype(w.dtype), dmaps, maps)
+    return dmaps, dxs[0] if len(dxs) == 1 else jnp.concatenate(dxs), None, dstate, dfresh
+
+
+_run.defvjp(_forward, _backward)
+
+
+class Columns(NamedTuple):
+    """An Affine gate by gate: products with a small d vectorize so, and slices in the loop would be copies.
+
+    input   g of (d, m)
+    bias    g of (1, m), at least float32
+    hidden  g of (n, m)
+    joint   (n, g m)
+    """
+
+    input: Gates
+    bias: Gates
+    hidden: Gates
+    joint: Array
+
+
+def _columns(maps: Maps, dtype: Any) -> dict[str, Columns]:
+    """The weights as the loops read them."""
+
+    def columns(w: Affine) -> Columns:
+        a, h, gates = w.input.astype(dtype), w.hidden.astype(dtype), range(len(w.bias))
+        bias = tuple(wide(w.bias[g])[None] for g in gates)
+        return Columns(tuple(a[:, g] for g in gates), bias, tuple(h[:, g] for g in gates), h.reshape(len(h), -1))
+
+    return {name: columns(w) for name, w in maps.items()}
+
+
+def _product(v: Array, w: Array) -> Array:
+    return jax.lax.dot_general(v, w, (((v.ndim - 1,), (0,)), ((), ())))
+
+
+def _one(step: Step, mix: Mix, state: Tree) -> tuple[Array, Tree, dict[str, Gates]]:
+    """One step, and its pre-activations by name."""
+    sums: dict[str, Gates] = {}
+
+    def named(name: str, v: Array) -> Gates:
+        sums[name] = mix(name, v)
+        return sums[name]
+
+    y, state = step(state, named)
+    return y, state, sums
+
+
+def _drives(w: Columns, x: Array) -> Gates:
+    """x A + b."""
+    return tuple(
+        wide(_product(x, a)) + b.reshape((1,) * (x.ndim - 1) + (-1,)) for a, b in zip(w.input, w.bias, strict=True)
+    )
+
+
+def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
+    """x A + b + v W, v W by one product."""
+    w = weights[name]
+    h = wide(_product(v.astype(x.dtype), w.joint))
+    m = w.hidden[0].shape[1]
+    return tuple(u + h[:, g * m : (g + 1) * m] for g, u in enumerate(_drives(w, x)))
+
+
+def _grow(grads: Affine, v: Array, x: Array, dsums: Gates) -> Affine:
+    """Gradients with a segment's share added: [v x 1]' dsums holds those of W, A and b.
+
+    v (c, b, n), x (c, b, d), dsums g of (c, b, m)
+    """
+    n, d = v.shape[-1], x.shape[-1]
+    left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1).reshape(-1, n + d + 1)
+
+    def share(g: Array) -> Array:
+        right = g.astype(x.dtype).reshape(-1, g.shape[-1])
+        return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=g.dtype)
+
+    new = jnp.stack([share(g) for g in dsums], axis=1)
+    return jax.tree.map(lambda old, new: old + new.astype(old.dtype), grads, Affine(new[n : n + d], new[-1], new[:n]))
+
+
+@jax.custom_jvp
+def _known(sums: Gates, u: Gates, v: Array, w: Gates) -> Gates:
+    """u + v W, gate by gate, where its value is known: no product is computed, yet every derivative is there."""
+    return sums
+
+
+@partial(_known.defjvp, symbolic_zeros=True)
+def _known_jvp(primals: Any, tangents: Any) -> tuple[Gates, Gates]:
+    sums, _, v, w = primals
+    _, du, dv, dw = tangents
+
+    def tangent(s: Array, du: Any, w: Array, dw: Any) -> Array:
+        out = jnp.zeros_like(s) if isinstance(du, SymbolicZero) else du
+        for a, b in ((dv, w), (v, dw)):
+            if not isinstance(a, SymbolicZero) and not isinstance(b, SymbolicZero):
+                out = out + wide(_product(a, b))
+        return out
+
+    return sums, tuple(tangent(*gate) for gate in zip(sums, du, w, dw, strict=True))
+
+
+def _reset(start: Array | None, fresh: Tree, state: Tree) -> Tree:
+    """The fresh state where a document starts."""
+    if start is None:
+        return state
+    return jax.tree.map(lambda f, s: jnp.where(start.reshape(-1, *(1,) * (s.ndim - 1)), f, s), fresh, state)
+
+
+def _pieces(tree: Tree, every: int) -> list[Tree]:
+    """Time cut into segments (s, c, ...), of one length near `every` if there is one; else the rest is a piece more."""
+    t = jax.tree.leaves(tree)[0].shape[0]
+    whole = [n for n in range((every + 1) // 2, 2 * every + 1) if t % n == 0]
+    n = t if t <= every else min(whole, key=lambda n: abs(n - every), default=every)
+    cut = t // n * n
+    ends = [(0, cut, n)] + [(cut, t, t - cut)] * (cut < t)
+    return [jax.tree.map(lambda a, i=i, j=j, n=n: a[i:j].reshape(-1, n, *a.shape[1:]), tree) for i, j, n in ends]
+
+
+def _check(maps: Maps, x: Array, state: Tree, starts: Array | None, every: int) -> None:
+    if x.ndim != 3 or x.shape[1] < 1:
+        raise ShapeError(f"x: got {x.shape}, expected (b, t, d) with t >= 1")
+    for name, (a, b, w) in maps.items():
+        if a.shape[0] != x.shape[2] or a.shape[1:] != b.shape or w.shape[1:] != b.shape:
+            got = f"input {a.shape}, bias {b.shape}, hidden {w.shape}"
+            raise ShapeError(f"maps[{name!r}]: got {got}, expected ({x.shape[2]}, g, m), (g, m), (n, g, m)")
+    if any(s.shape[:1] != x.shape[:1] for s in jax.tree.leaves(state)):
+        raise ShapeError(f"state: got {jax.tree.map(jnp.shape, state)}, expected every leaf ({x.shape[0]}, ...)")
+    if starts is not None and starts.shape != x.shape[:2]:
+        raise ShapeError(f"starts: got {starts.shape}, expected (b, t) = {x.shape[:2]}")
+    if every < 1:
+        raise ShapeError(f"every: got {every}, expected at least 1")
