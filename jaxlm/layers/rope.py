@@ -201,6 +201,11 @@ class Rope(Module):
         """How many dimensions of a head of width k turn."""
         return int(self.fraction * k)
 
+    @property
+    def fixed(self) -> bool:
+        """The same rates at any length."""
+        return self.scaling is None or self.scaling.fixed
+
     def at(self, n: int) -> "Rope":
         """The rotation of a text known to have n tokens."""
         scaling = None if self.scaling is None else self.scaling.at(n)

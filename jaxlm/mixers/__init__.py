@@ -12,6 +12,7 @@ from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lstm import LSTM as LSTM
 from jaxlm.mixers.rglru import RGLRU as RGLRU
+from jaxlm.mixers.sinks import SinkAttention as SinkAttention
 from jaxlm.mixers.srwm import SRWM as SRWM
 
 # What was imported above is what is registered: the names of this file are the only list.

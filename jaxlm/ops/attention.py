@@ -49,7 +49,7 @@ def attention(
     dtype, place = v.dtype, positions(starts, None if cache is None else cache["length"], t)
     slots = cache["k"].shape[1] if cache is not None else cache_size(max(room, t), window)
     q, k, v, cache, ill = _enter(q, k, v, cache, starts, window)
-    after = _keep(k, v, cache, starts, jnp.broadcast_to(place, (b, t)), window, slots)
+    after = keep(k, v, cache, starts, jnp.broadcast_to(place, (b, t)), window, slots)
     if cache is not None and t == 1 and window is None:
         seen = jnp.arange(slots, dtype=jnp.int32)[None] <= place
         order = jnp.arange(slots, dtype=jnp.int32)[None]
@@ -74,8 +74,8 @@ def attention_fused(
     dtype = v.dtype
     q, k, v, _, ill = _enter(q, k, v, None, starts, window)
     place = jnp.broadcast_to(positions(starts, None, t), (b, t))
-    after = _keep(k, v, None, starts, place, window, cache_size(max(room, t), window))
-    mask = None if starts is None else _same(_documents(starts), _documents(starts))[:, 0]
+    after = keep(k, v, None, starts, place, window, cache_size(max(room, t), window))
+    mask = None if starts is None else _same(documents(starts), documents(starts))[:, 0]
     local = None if window is None else (window - 1, 0)
     y = jax.nn.dot_product_attention(
         q.astype(k.dtype), k, v.astype(k.dtype), mask=mask, scale=1.0, is_causal=True, local_window_size=local,
@@ -92,7 +92,7 @@ def attention_naive(
     (b, t), r = _check(q, k, v, cache, starts, window, 1), q.shape[2] // k.shape[2]
     length = jnp.zeros((b,), jnp.int32) if cache is None else cache["length"]
     slots = cache["k"].shape[1] if cache is not None else cache_size(max(room, t), window)
-    place, doc = positions(starts, length, t), jnp.zeros((b, t), jnp.int32) if starts is None else _documents(starts)
+    place, doc = positions(starts, length, t), jnp.zeros((b, t), jnp.int32) if starts is None else documents(starts)
     keys, values, places, docs = k, v, place, doc
     if cache is not None:
         first = jnp.zeros_like(length) if window is None else length - slots
@@ -135,7 +135,7 @@ def positions(starts: Array | None, length: Array | None, t: int) -> Array:
     return jnp.where(last < 0, on, place - last)
 
 
-def _documents(starts: Array) -> Array:
+def documents(starts: Array) -> Array:
     """(b, t) int32: number of the document, 0 for the one that goes on from before."""
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
 
@@ -170,7 +170,7 @@ def _mark(cache: Cache, ill: Array, window: int | None) -> dict[str, Array]:
     return {**cache, "k": cache["k"].at[:, 0].set(spoil(ill, cache["k"][:, 0]))}
 
 
-def _keep(k, v, cache, starts, place, window, slots) -> dict[str, Array]:
+def keep(k, v, cache, starts, place, window, slots) -> dict[str, Array]:
     """The cache after these tokens."""
     b, t = place.shape
     length = place[:, -1] + 1
@@ -189,7 +189,7 @@ def _keep(k, v, cache, starts, place, window, slots) -> dict[str, Array]:
         return {"k": jnp.pad(k, pad), "v": jnp.pad(v, pad), "length": length}
     slot = place
     if starts is not None:  # only the last document is kept; what lies beyond the slots is dropped
-        doc = _documents(starts)
+        doc = documents(starts)
         slot = jnp.where(doc == doc[:, -1:], place, slots)
 
     def write(x, old):
@@ -222,7 +222,7 @@ def _attend(q: Array, k: Array, v: Array, seen: Array, bias: Array | None = None
 def _blockwise(q, k, v, cache, starts, place, window, block, bias) -> Array:
     """All of t over the cache's slots (orders -slots to -1) and the new tokens (orders 0 to t-1)."""
     b, t = q.shape[:2]
-    c, q_doc = 0, None if starts is None else _documents(starts)
+    c, q_doc = 0, None if starts is None else documents(starts)
     k_doc = q_doc
     q_num = k_num = None if bias is None else place
     if cache is not None:
@@ -235,7 +235,7 @@ def _blockwise(q, k, v, cache, starts, place, window, block, bias) -> Array:
         if bias is not None:
             old = slot if window is None else slot + (cache["length"][:, None] - c)
             k_num = jnp.concatenate([jnp.broadcast_to(old, (b, c)), place], axis=1)
-    size = block if window is None else _window_block(window, block)
+    size = block if window is None else window_block(window, block)
     n = -(-t // size)
     size = -(-t // n) if window is None or n == 1 else size
 
@@ -252,13 +252,13 @@ def _blockwise(q, k, v, cache, starts, place, window, block, bias) -> Array:
     one = jax.checkpoint(one, prevent_cse=n == 1)  # a scan needs no barrier against merging
     if n == 1:
         return one((q, q_doc, q_num), jnp.int32(0), (k, v, k_doc, k_num), jnp.int32(-c))
-    queries = _cut((q, q_doc, q_num), n, size)
+    queries = cut((q, q_doc, q_num), n, size)
     orders = jnp.arange(n, dtype=jnp.int32) * size
     if window is None:
         y = _spans(one, queries, orders, (k, v, k_doc, k_num), c, size)
     else:
         m = -(-(window - 1) // size)
-        around = _neighbours((k, v, k_doc, k_num), n, size, m, c)
+        around = neighbours((k, v, k_doc, k_num), n, size, m, c)
         body = lambda _, x: (None, one(x[0], x[1], x[2], x[1] - m * size))  # noqa: E731
         _, y = jax.lax.scan(body, None, (queries, orders, around))
     return jnp.moveaxis(y, 0, 1).reshape(b, n * size, *y.shape[3:])[:, :t]
@@ -279,13 +279,13 @@ def _spans(one, queries, orders, keys, c: int, size: int) -> Array:
     return jnp.concatenate(out)
 
 
-def _window_block(window: int, block: int) -> int:
+def window_block(window: int, block: int) -> int:
     """Queries at a time for a window: about the window, within `block`, but never so few that three blocks miss it."""
     size = min(block, max(window - 1, 32))
     return max(size, -(-(window - 1) // 2))
 
 
-def _cut(tree, n: int, size: int):
+def cut(tree, n: int, size: int):
     """(b, t, ...) -> (n, b, size, ...), zeros at the end."""
 
     def cut(x):
@@ -295,7 +295,7 @@ def _cut(tree, n: int, size: int):
     return jax.tree.map(cut, tree)
 
 
-def _neighbours(keys, n: int, size: int, m: int, c: int):
+def neighbours(keys, n: int, size: int, m: int, c: int):
     """For each block its own keys and those of the m blocks before it: (n, b, (m+1) size, ...)."""
 
     def near(x):
