@@ -9,6 +9,7 @@ FF(x) = f(x Kᵀ) V = Σ_i m_i v_i: a row k_i of K is a key, the row v_i its val
 Layers are counted from the input. A model is an LM over a Block or a Stack of Blocks, each with an MLP or a GatedMLP.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -148,21 +149,23 @@ def triggers(model: LM, params: Params, rows: np.ndarray, top: int = 10, batch: 
             f"rows {rows.shape}, batch = {batch}, top = {top}: expected a full batch and top of its places"
         )
 
-    @jax.jit
-    def merge(best: tuple[Array, Array], params: Params, rows: Array, first: Array) -> tuple[Array, Array]:
-        m = read(model, params, rows).coefficients
-        m = jnp.moveaxis(m, -1, 1).reshape(m.shape[0], m.shape[-1], -1)
-        score, place = jax.lax.top_k(m, top)
-        score, place = (jnp.concatenate(x, axis=-1) for x in zip(best, (score, first * t + place), strict=True))
-        score, order = jax.lax.top_k(score, top)
-        return score, jnp.take_along_axis(place, order, axis=-1)
-
-    shape = (*of(model, params).values.shape[:2], top)
+    shape = (*jax.eval_shape(lambda p: of(model, p).values, params).shape[:2], top)
     best = jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32)
     for i in range(0, n - batch + 1, batch):
-        best = merge(best, params, jnp.asarray(rows[i : i + batch]), jnp.int32(i))
+        best = _merge(model, best, params, jnp.asarray(rows[i : i + batch]), jnp.int32(i * t))
     score, place = (np.asarray(a) for a in best)
     return Triggers(score, place // t, place % t)
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge(model: LM, best: tuple[Array, Array], params: Params, rows: Array, first: Array) -> tuple[Array, Array]:
+    """The best so far, (l, f, n) scores and places, and the best of these rows, whose places begin at `first`."""
+    m = read(model, params, rows).coefficients
+    m = jnp.moveaxis(m, -1, 1).reshape(m.shape[0], m.shape[-1], -1)
+    score, place = jax.lax.top_k(m, best[0].shape[-1])
+    score, place = (jnp.concatenate(x, axis=-1) for x in zip(best, (score, first + place), strict=True))
+    score, order = jax.lax.top_k(score, best[0].shape[-1])
+    return score, jnp.take_along_axis(place, order, axis=-1)
 
 
 def suffixes(rows: np.ndarray, found: Triggers, length: int) -> np.ndarray:

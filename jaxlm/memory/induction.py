@@ -57,6 +57,19 @@ class InductionTransformer(Module):
         }
         return frozen | dict.fromkeys(("value1", "out1", "value2", *self.trained), square)
 
+    def orthonormal(self, params: Params, key: Array) -> dict[str, Array]:
+        """The weights with all embeddings, and what W_O^1 W_V^1 makes of them, orthonormal: the limit of a large width.
+
+        The width must be at least 3 vocab + 2 length.
+        """
+        n, t, d = self.vocab, self.length, self.width
+        self.check(3 * n + 2 * t <= d, "width", f"at least 3 · {n} + 2 · {t}, for as many orthonormal vectors")
+        q = jnp.linalg.qr(jax.random.normal(key, (d, d), params["embed"].dtype))[0]
+        e, p, u = q[:n], q[n : n + t], q[d - n :]
+        one = jnp.eye(d, dtype=q.dtype)
+        moved = jnp.roll(q, -(n + t), axis=0)  # what takes row i of q to row i + n + t
+        return {**params, "embed": e, "position": p, "unembed": u, "out1": moved.T @ q, "value1": one, "value2": one}
+
     def apply(self, params: Params, tokens: Array) -> Array:
         """Logits of the next token.   (b, t) -> (b, t, vocab)"""
         if tokens.ndim != 2 or tokens.shape[1] > self.length:
