@@ -30,6 +30,8 @@ from jaxlm.memory.hopfield import (
 from jaxlm.mixers.attention import Attention
 from jaxlm.module import ConfigError, ShapeError, init
 from jaxlm.ops.attention import attention
+from jaxlm.papers.hopfield_capacity import CROWDS, capacity, exact, mean_field, wrong
+from jaxlm.papers.hopfield_capacity import signs as drawn
 
 n, p = 16, 7  # n a power of two: fields are exact and a tie is a tie; p odd: the exponential has none
 ALL = (Power(2), Power(3), Power(3, rectified=True), Power(4), Exponential())
@@ -233,3 +235,36 @@ class TestLayer:
         layer = Hopfield(8)
         with pytest.raises(ShapeError, match=r"\(2, 3, 9\)"):
             layer.apply(init(layer, jax.random.key(0)), jnp.zeros((2, 3, 9)), jnp.zeros((2, 3, 9)))
+
+
+class TestCapacity:
+    def test_mean_field_ends_at_the_known_load(self):
+        load, overlap = mean_field()
+        assert abs(load[0] - 0.1379) < 1e-4 and abs(overlap[0] - 0.967) < 1e-3
+        assert (np.diff(load) < 0).all() and (np.diff(overlap) > 0).all()
+
+    def test_formulas(self):
+        logarithm = np.log(100)
+        for a, want in ((2, 100 / 2), (3, 100**2 / 6), (4, 100**3 / 30)):
+            close(np.float64(capacity(100, a)), np.float64(want / logarithm), np.float64)
+
+    def test_wrong_bits_are_those_of_the_update(self):
+        d, a, tested = 16, 3, 8
+        got, key = wrong(jax.random.key(0), d, a, tested), jax.random.key(0)
+        counts = [max(round(c * capacity(d, a)), 2) for c in CROWDS]
+        xi = drawn(key, max(counts), d)
+        for i in (0, 4, len(counts) - 1):
+            kept = xi[: counts[i]]
+            moved = dense_update(kept, kept[:tested], Power(a)) != kept[:tested]
+            close(got[i], np.float32(np.asarray(moved).sum(1).mean()))
+
+    def test_exact_patterns_are_fixed_points(self):
+        key, count = jax.random.key(3), 9
+        xi = np.asarray(drawn(key, 12, 64)).astype(np.float64)[:count]
+        w = xi.T @ xi
+        np.fill_diagonal(w, 0)
+        kept = ((xi @ w) * xi >= 0).all(1)
+        share, whole = exact(key, 64, 12, jnp.int32(count))
+        assert 0 < kept.mean() < 1
+        close(share, np.float32(kept.mean()))
+        assert not whole

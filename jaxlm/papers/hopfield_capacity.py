@@ -105,7 +105,7 @@ def exact(key: Array, n: int, most: int, count: Array) -> tuple[Array, Array]:
     """Share of the stored patterns that no unit would leave; whether it is all of them."""
     xi, w = stored(key, n, most, count)
     good = jnp.sum(jnp.all(update(w, xi) == xi, axis=1) & (jnp.arange(most) < count), dtype=jnp.int32)
-    return good.astype(jnp.float32) / count, good == count
+    return good.astype(jnp.float32) / count.astype(jnp.float32), good == count
 
 
 def classical(s: Settings, lab: Lab, series: dict) -> list[Claim]:
@@ -153,7 +153,7 @@ def wrong(key: Array, d: int, a: int, tested: int) -> Array:
     def one(s: Array) -> Array:
         rest = (xi @ s)[None] - xi.T * s[:, None]  # (d, patterns)
         gap = f.relative(rest + xi.T, rest) - f.relative(rest - xi.T, rest)
-        return jnp.sum((gap @ there) * s[:, None] <= 0, axis=0).astype(jnp.float32)
+        return jnp.sum((gap @ there) * s[:, None] < 0, axis=0).astype(jnp.float32)
 
     of = there[:tested]
     return jnp.sum(jax.lax.map(one, xi[:tested]) * of, axis=0) / jnp.sum(of, axis=0)
