@@ -69,7 +69,8 @@ for name, values in zip(ways, mean, strict=True):
     slope = np.polyfit(np.log(widths), np.log(values), 1)[0]
     print(f"{name:22} slope {slope:5.2f}   theory {theory.get(name, float('nan')):5.2f}")
     plt.loglog(widths, values, "o-", label=name)
-plt.xlabel("width d"), plt.ylabel("error"), plt.legend()
+plt.gca().set(xlabel="width d", ylabel="error")
+plt.legend()
 plt.show()
 
 # %% [markdown]
@@ -111,7 +112,8 @@ keys = jax.random.split(jax.random.key(0), 4 if SMOKE else 100)
 plt.figure()
 for name, rates in schedules.items():
     plt.semilogx(np.arange(1, steps + 1), np.mean(curve(keys, jnp.asarray(rates)), axis=0), label=name)
-plt.xlabel("examples seen"), plt.ylabel("error"), plt.legend()
+plt.gca().set(xlabel="examples seen", ylabel="error")
+plt.legend()
 plt.show()
 
 # %% [markdown]
@@ -153,7 +155,7 @@ for line, (name, states) in zip(axes, rows.items(), strict=True):
     print(f"{name:10} {right_pixels:6.1%} of the pixels right")
     for ax, state in zip(line, states, strict=True):
         ax.imshow(np.reshape(state, shape), cmap="gray_r", vmin=-1, vmax=1)
-        ax.set_xticks([]), ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
     line[0].set_ylabel(name)
 plt.show()
 
