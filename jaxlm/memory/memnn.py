@@ -135,7 +135,9 @@ class MemNN(Module):
         out = (own if known is None else own * known) @ table["slots"][slot]
         return out + features[..., self.words :] @ table["context"] if self.context else out
 
-    def query(self, table: Params, question: Array, found: Array, ages: Array, newest: int, known=None) -> Query:
+    def query(
+        self, table: Params, question: Array, found: Array, ages: Array, newest: int, known: Array | None = None
+    ) -> Query:
         """[x, m_o1 ..].
 
         table     params['output'] or params['response']
@@ -177,7 +179,15 @@ class MemNN(Module):
 
     # O and R
 
-    def lookup(self, table: Params, query: Query, memory: Array, count: Array, known=None, candidates=None) -> Array:
+    def lookup(
+        self,
+        table: Params,
+        query: Query,
+        memory: Array,
+        count: Array,
+        known: Array | None = None,
+        candidates: Array | None = None,
+    ) -> Array:
         """One hop: the slot of the best fact.   memory (b, s, f), count (b,), candidates (b, s) bool -> (b,)
 
         With write times it is one pass from the oldest fact: the next one takes the place of the winner so far if
@@ -206,7 +216,7 @@ class MemNN(Module):
         return slot
 
     def output(
-        self, params: Params, question: Array, memory: Array, count: Array, known=None, candidates=None
+        self, params: Params, question: Array, memory: Array, count: Array, known: Array | None = None, candidates=None
     ) -> Array:
         """O: the slots of the k facts.   question (b, f), memory (b, s, f), count (b,) -> (b, k) int"""
         found = jnp.zeros((len(question), 0), jnp.int32)
@@ -216,7 +226,15 @@ class MemNN(Module):
             found = jnp.concatenate([found, slot[:, None]], 1)
         return found
 
-    def response(self, params: Params, question: Array, memory: Array, found: Array, known=None, words=None) -> Array:
+    def response(
+        self,
+        params: Params,
+        question: Array,
+        memory: Array,
+        found: Array,
+        known: Array | None = None,
+        words: Array | None = None,
+    ) -> Array:
         """R: the scores of all words, given the facts found.   found (b, k) -> (b, |W|)
 
         words   (|W|, f)      features of single words, by default without context
@@ -226,7 +244,14 @@ class MemNN(Module):
         return self.score(params["response"], query, words[None], known)
 
     def apply(
-        self, params: Params, question: Array, memory: Array, count: Array, known=None, words=None, candidates=None
+        self,
+        params: Params,
+        question: Array,
+        memory: Array,
+        count: Array,
+        known: Array | None = None,
+        words: Array | None = None,
+        candidates=None,
     ) -> Reply:
         """O, then R."""
         found = self.output(params, question, memory, count, known, candidates)
@@ -245,7 +270,13 @@ class MemNN(Module):
         return wrong, guess + (guess >= answer).astype(jnp.int32)
 
     def loss(
-        self, params: Params, stories: Stories, wrong_facts: Array, wrong_answer: Array, known=None, words=None
+        self,
+        params: Params,
+        stories: Stories,
+        wrong_facts: Array,
+        wrong_answer: Array,
+        known: Array | None = None,
+        words=None,
     ) -> Array:
         """Margin loss of each question, later hops and R given the true facts (eq. 6-8; section 3.4 with time).
 

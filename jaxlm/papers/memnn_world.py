@@ -58,7 +58,7 @@ class Settings:
     rows: tuple[str, ...] = tuple(PAPER)
     stories: int = 500
     seeds: int = 3
-    epochs: int = 50
+    epochs: int = 100
     batch: int = 10
     watched: int = 10
     width: int = 100
@@ -83,7 +83,7 @@ BUDGETS = {
         lstm_width=4,
     ),
     "cpu": Settings(),
-    "gpu": Settings(seeds=10, epochs=100, lstm_epochs=50, lstm_width=100),
+    "gpu": Settings(seeds=10, epochs=200, lstm_epochs=50, lstm_width=100),
 }
 
 
