@@ -1,4 +1,4 @@
-"""Few-shot episodes drawn on the device, inside a compiled step: which class and drawing stands where, and its label."""
+"""Few-shot episodes, drawn on the device inside a compiled step: which class and item stands where, and its label."""
 
 from typing import NamedTuple
 
@@ -61,18 +61,22 @@ def instance(targets: Array, ways: int) -> Array:
 
 
 def two_tasks(key: Array, first: Array, second: Array, batch: int, ways: int, shots: int) -> Episodes:
-    """A delayed-label episode of one bank, then one of the other; which comes first is drawn once a batch.
+    """A delayed-label episode of one bank, then one of the other; which comes first is drawn for every row.
 
     The labels of the second task are new, and nothing but the images tells where it begins: the last label of the
     first task is shown beside the first image of the second.   t = 2 * ways * shots
     """
     coin, *keys = jax.random.split(key, 3)
     parts = [delayed(k, bank, batch, ways, shots) for k, bank in zip(keys, (first, second), strict=True)]
-    swap = jax.random.bernoulli(coin)
-    a, b = (jax.tree.map(lambda x, y: jnp.where(swap, x, y), *pair) for pair in (parts[::-1], parts))
-    joined = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), a, b)
+    swap = jax.random.bernoulli(coin, shape=(batch,))
+
+    def joined(a: Array, b: Array) -> Array:
+        swapped = swap.reshape(batch, *(1,) * (a.ndim - 1))
+        return jnp.concatenate([jnp.where(swapped, b, a), jnp.where(swapped, a, b)], axis=1)
+
+    whole = Episodes(*map(joined, *parts))
     half = ways * shots
-    return joined._replace(slots=joined.slots.at[:, half].set(joined.targets[:, half - 1]))
+    return whole._replace(slots=whole.slots.at[:, half].set(whole.targets[:, half - 1]))
 
 
 def _shuffled(key: Array, batch: int, ways: int, shots: int) -> Array:

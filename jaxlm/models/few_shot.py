@@ -19,7 +19,7 @@ class Conv4(Module):
     x, y      (n, size, size), uint8 of 0 to 255 or floats -> (n, features)
     reduce    'pool': stride 1, then the largest of 2 x 2 (the paper's; 28 -> 1); 'stride': stride 2 (28 -> 2), a fifth
               of the cost
-    The normalisation is that of each image over its places and channels, in place of the batch's: no statistics to keep.
+    Each image is normalised over its places and channels, in place of the batch: there are no statistics to keep.
     """
 
     channels: int = 64
@@ -43,7 +43,8 @@ class Conv4(Module):
 
         def layer(inputs: int) -> dict[str, Spec]:
             kernel = Spec((9 * inputs, c), ("slots", "mlp"), FanIn(2.0), ins=("slots",))  # 3 x 3 places by inputs
-            return {"kernel": kernel, "gain": Spec((c,), ("mlp",), Ones, keep=True), "bias": Spec((c,), ("mlp",), Zeros)}
+            gain, bias = Spec((c,), ("mlp",), Ones, keep=True), Spec((c,), ("mlp",), Zeros)
+            return {"kernel": kernel, "gain": gain, "bias": bias}
 
         return {f"layer{i}": layer(c if i else 1) for i in range(4)}
 

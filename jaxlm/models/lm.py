@@ -78,8 +78,14 @@ class LM(Module):
         scale = self.width**0.5 if self.scale is None else self.scale
         x = jnp.take(params["embed"], tokens, axis=0) * jnp.asarray(scale, params["embed"].dtype)
         x = constrain(x, ("batch", "time", None))
-        x, state = self.body.apply(params["body"], x, state, starts, key)
+        x, state = self.mix(params, x, tokens, state, starts, key)
         return constrain(self.normalise.apply(params["norm"], x), ("batch", "time", None)), state
+
+    def mix(
+        self, params: Params, x: Array, tokens: Array, state: State, starts: Array | None, key: Array | None
+    ) -> tuple[Array, State]:
+        """What stands between the embedding and the last norm.   x (b, t, d), tokens (b, t) -> (b, t, d), state"""
+        return self.body.apply(params["body"], x, state, starts, key)
 
     def readout(self, params: Params) -> Array:
         """(d, vocab)."""
