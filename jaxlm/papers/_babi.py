@@ -205,7 +205,7 @@ def evaluate(g: Group, params: Params, cells: int) -> dict[str, Array]:
 
     error   of the answers
     nats    cross-entropy
-    found   share of the supporting sentences that some hop attends to most
+    found   share of the supporting sentences that some hop attends to most, of all sentences
     """
     count = g.stack.lengths.shape[1]
     lengths = np.asarray(g.stack.lengths).max(0)
@@ -230,7 +230,9 @@ def judge(model: MemN2N, params: Params, stack: Stack, rows: Array, slots: int, 
     logs, attention = answer(model, params, stack, x)
     wrong = jnp.argmax(logs, axis=-1) != stack.answers[rows]
     nats = -jnp.take_along_axis(logs, stack.answers[rows][:, None], axis=1)[:, 0]
-    most = jax.nn.one_hot(jnp.argmax(attention, axis=-1), slots, dtype=jnp.float32).max(0)
+    there = jnp.arange(slots)[None] < stack.lengths[rows][:, None]
+    most = jnp.argmax(jnp.where(there[None], attention, -1.0), axis=-1)
+    most = jax.nn.one_hot(most, slots, dtype=jnp.float32).max(0)
     support = stack.support[rows, :slots].astype(jnp.float32)
     found = (support * most).sum(-1) / jnp.maximum(1, support.sum(-1))
     each = jnp.stack([jnp.ones_like(nats), wrong.astype(jnp.float32), nats, found])
