@@ -41,7 +41,7 @@ def by_class(folder: DataFolder, file: str, label: str) -> np.ndarray:
     images, labels = arrays["images"], arrays[label]
     counts = np.bincount(labels)
     if counts.min() != counts.max():
-        raise DataError(f"{file}: {label} has {counts.min()} to {counts.max()} images a class, expected as many of each")
+        raise DataError(f"{file}: {label} has {counts.min()} to {counts.max()} images a class, expected equally many")
     return images[np.argsort(labels, kind="stable")].reshape(len(counts), -1, *images.shape[1:])
 
 

@@ -85,7 +85,9 @@ class SRWM(Mixer):
 
     def state(self, batch: int, room: int = 0):
         h, k = self.parts, self.width // self.parts
-        return {name: leaf(batch, (h, k, self.rates if name == "beta" else k), ("heads", None, None)) for name in BLOCKS}
+        return {
+            name: leaf(batch, (h, k, self.rates if name == "beta" else k), ("heads", None, None)) for name in BLOCKS
+        }
 
     def read(self, x: Array) -> Array:
         """φ(x), what W reads.   (b, t, d) -> (b, t, h, k), wide"""
@@ -113,7 +115,7 @@ def _join(blocks: State) -> Array:
 
 
 class FakeSR(Mixer):
-    """The control of an SRWM: its W^y alone, never changed, so that nothing is remembered (Irie et al. 2022, section 4).
+    """The control of an SRWM: its W^y alone, never changed, so nothing is remembered (Irie et al. 2022, section 4).
 
     y_n = W^y φ(x_n), heads side by side, then a linear map.   x, y (b, t, d); no state
     """

@@ -49,8 +49,8 @@ def picard(
     chunk    a power of two
 
     Given all keys, changes and rates the recurrence is linear, and one triangular system gives what each token writes:
-    U = (I - diag(η) tril(Δ K', -1))^{-1} diag(η) Δ W. But they are outputs of W themselves: they are first read from the
-    chunk's incoming W, and every sweep reads them again. The first token's are right at once, and each sweep makes
+    U = (I - diag(η) tril(Δ K', -1))^{-1} diag(η) Δ W. But they are outputs of W themselves: they are first read from
+    the chunk's incoming W, and every sweep reads them again. The first token's are right at once, and each sweep makes
     one more right, so that s sweeps give s + 1 right outputs of a chunk, and the right shift after s tokens.
     """
     k, t = _width(x, learned, shift), x.shape[1]
