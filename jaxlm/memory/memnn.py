@@ -11,6 +11,7 @@ from jaxlm.module import Module, Spec
 from jaxlm.typing import Array, Params, Tree
 
 FACT, ASKED, FOUND = 0, 1, 2  # a word's slot in y, in the question, in a fact that was found
+Given = Array | None  # what may be left out
 MATCHES = ("off", "fixed", "learned", "features")
 
 
@@ -102,7 +103,7 @@ class MemNN(Module):
 
     # I and G
 
-    def read(self, bags: Array, neighbours: Array | None = None) -> Array:
+    def read(self, bags: Array, neighbours: Given = None) -> Array:
         """I: the features of sentences; with context, the bag and the bags of its words' left and right neighbours.
 
         bags         (..., |W|)       counts
@@ -130,13 +131,13 @@ class MemNN(Module):
 
     # scores
 
-    def _embed(self, table: Params, slot: int, features: Array, known: Array | None) -> Array:
+    def _embed(self, table: Params, slot: int, features: Array, known: Given) -> Array:
         own = features[..., : self.words]
         out = (own if known is None else own * known) @ table["slots"][slot]
         return out + features[..., self.words :] @ table["context"] if self.context else out
 
     def query(
-        self, table: Params, question: Array, found: Array, ages: Array, newest: int, known: Array | None = None
+        self, table: Params, question: Array, found: Array, ages: Array, newest: int, known: Given = None
     ) -> Query:
         """[x, m_o1 ..].
 
@@ -153,7 +154,7 @@ class MemNN(Module):
         age = ages[:, -1] if ages.shape[1] else jnp.full((len(question),), newest, jnp.int32)
         return Query(embedded, bag, age)
 
-    def score(self, table: Params, query: Query, ys: Array, known: Array | None = None) -> Array:
+    def score(self, table: Params, query: Query, ys: Array, known: Given = None) -> Array:
         """s(x, y).   ys (b, s, f), or (1, s, f) for all rows -> (b, s)"""
         known = None if known is None else jnp.broadcast_to(known, (len(query.bag), self.words))[:, None]
         embedded = self._embed(table, FACT, ys, known)
@@ -180,13 +181,7 @@ class MemNN(Module):
     # O and R
 
     def lookup(
-        self,
-        table: Params,
-        query: Query,
-        memory: Array,
-        count: Array,
-        known: Array | None = None,
-        candidates: Array | None = None,
+        self, table: Params, query: Query, memory: Array, count: Array, known: Given = None, candidates: Given = None
     ) -> Array:
         """One hop: the slot of the best fact.   memory (b, s, f), count (b,), candidates (b, s) bool -> (b,)
 
@@ -216,7 +211,13 @@ class MemNN(Module):
         return slot
 
     def output(
-        self, params: Params, question: Array, memory: Array, count: Array, known: Array | None = None, candidates=None
+        self,
+        params: Params,
+        question: Array,
+        memory: Array,
+        count: Array,
+        known: Given = None,
+        candidates: Given = None,
     ) -> Array:
         """O: the slots of the k facts.   question (b, f), memory (b, s, f), count (b,) -> (b, k) int"""
         found = jnp.zeros((len(question), 0), jnp.int32)
@@ -227,13 +228,7 @@ class MemNN(Module):
         return found
 
     def response(
-        self,
-        params: Params,
-        question: Array,
-        memory: Array,
-        found: Array,
-        known: Array | None = None,
-        words: Array | None = None,
+        self, params: Params, question: Array, memory: Array, found: Array, known: Given = None, words: Given = None
     ) -> Array:
         """R: the scores of all words, given the facts found.   found (b, k) -> (b, |W|)
 
@@ -249,9 +244,9 @@ class MemNN(Module):
         question: Array,
         memory: Array,
         count: Array,
-        known: Array | None = None,
-        words: Array | None = None,
-        candidates=None,
+        known: Given = None,
+        words: Given = None,
+        candidates: Given = None,
     ) -> Reply:
         """O, then R."""
         found = self.output(params, question, memory, count, known, candidates)
@@ -275,8 +270,8 @@ class MemNN(Module):
         stories: Stories,
         wrong_facts: Array,
         wrong_answer: Array,
-        known: Array | None = None,
-        words=None,
+        known: Given = None,
+        words: Given = None,
     ) -> Array:
         """Margin loss of each question, later hops and R given the true facts (eq. 6-8; section 3.4 with time).
 
