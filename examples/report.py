@@ -1,4 +1,4 @@
-"""Write examples/results/README.md from the results beside it: paper, ours, band, seconds, device, picture.
+"""Write examples/results/README.md and the README's table of papers from the committed results.
 
 command    python examples/report.py            writes;  --check only compares, and exits with 1 where they differ
 """
@@ -11,6 +11,8 @@ from jaxlm.cli.reproduce import band, number
 from jaxlm.papers.record import Record, read
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- papers -->\n", "<!-- end of papers -->"
 HEAD = """# Reproduced results
 
 Written by `python examples/report.py` from the JSON beside each picture, which `jaxlm reproduce NAME` wrote. A number
@@ -55,19 +57,43 @@ def _flag(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def records() -> dict[str, Record]:
+    """The committed results by name."""
+    files = [RESULTS / f"{name}.json" for name in papers.names()]
+    return {f.stem: read(f) for f in files if f.is_file()}
+
+
 def page() -> str:
     """The whole page."""
-    files = [RESULTS / f"{name}.json" for name in papers.names()]
-    return "\n".join([HEAD, *(section(f.stem, read(f)) for f in files if f.is_file())])
+    return "\n".join([HEAD, *(section(name, record) for name, record in records().items())])
+
+
+def table() -> str:
+    """One line a result: its first claim, and how many of its bands were met."""
+    lines = ["| `jaxlm reproduce` | shows | paper | ours | bands met | seconds |", "|---|---|---:|---:|---:|---:|"]
+    for name, record in records().items():
+        first, judged = record["claims"][0], [c["passed"] for c in record["claims"] if c["passed"] is not None]
+        what = f"{record['title']}: {first['name']}".replace("|", "\\|")
+        met = f"{sum(judged)} of {len(judged)}"
+        cells = f"`{name}`", what, number(first["paper"]), number(first["ours"]), met, f"{record['seconds']:,.0f}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """The README with its table of papers as the results have it."""
+    text = README.read_text()
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + table() + END + rest.split(END)[1]
 
 
 def main() -> int:
-    file = RESULTS / "README.md"
-    same = file.exists() and file.read_text() == page()
-    if "--check" in sys.argv:
-        return 0 if same else 1
-    file.write_text(page())
-    return 0
+    pages = {RESULTS / "README.md": page(), README: readme()}
+    stale = [file for file, text in pages.items() if not file.exists() or file.read_text() != text]
+    if "--check" not in sys.argv:
+        for file in stale:
+            file.write_text(pages[file])
+    return 1 if stale and "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

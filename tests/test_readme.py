@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,11 @@ def test_the_table_holds_every_mixer():
 
 def test_it_is_short():
     assert len(README.splitlines()) < 200
+
+
+def test_the_tables_of_results_are_as_the_results():
+    run = subprocess.run([sys.executable, ROOT / "examples" / "report.py", "--check"])
+    assert run.returncode == 0, "run python examples/report.py"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "claims", "suite"])
