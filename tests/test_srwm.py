@@ -7,7 +7,10 @@ import pytest
 from cells import agrees, apply, begin, example, half, noisy, single, wide_numpy
 from tolerance import close
 
-from jaxlm.mixers.srwm import BLOCKS, SRWM
+from jaxlm.blocks import Block
+from jaxlm.layers.mlp import MLP
+from jaxlm.layers.norm import LayerNorm
+from jaxlm.mixers.srwm import BLOCKS, SRWM, FakeSR
 from jaxlm.module import ConfigError, abstract, count, init
 
 
@@ -27,7 +30,7 @@ def cell(input_map):
             read = softmax(x_h) if input_map == "softmax" else x_h
             out = w @ read
             y, q, key, beta = out[:k], softmax(out[k : 2 * k]), softmax(out[2 * k : 3 * k]), out[3 * k :]
-            rate = np.repeat(1 / (1 + np.exp(-beta)), [k, k, k, 4])
+            rate = np.repeat(1 / (1 + np.exp(-beta)), [k, k, k, 4] if len(beta) == 4 else [3 * k + 1])
             w = w + rate[:, None] * np.outer(w @ q - w @ key, key)
             ys.append(y)
             for name, rows in zip(BLOCKS, np.split(w, [k, 2 * k, 3 * k]), strict=True):
@@ -45,9 +48,10 @@ def static(params, x):
     return single(np.einsum("bthk,hkv,hvd->btd", e / e.sum(-1, keepdims=True), p["y"], p["out"]))
 
 
-@pytest.mark.parametrize("input_map", ["softmax", "identity"])
-def test_is_the_papers_update(input_map):
-    agrees(SRWM(12, heads=3, input_map=input_map, query_scale=1.0), cell(input_map))
+@pytest.mark.parametrize(("input_map", "rates"), [("softmax", 4), ("identity", 4), ("softmax", 1)])
+def test_is_the_papers_update(input_map, rates):
+    """With a rate for each block (eqs. 5-8), and with a single one (the basic variant)."""
+    agrees(SRWM(12, heads=3, input_map=input_map, query_scale=1.0, rates=rates), cell(input_map))
 
 
 def test_bfloat16_stays_near():
@@ -207,8 +211,82 @@ def test_memory_of_the_gradient_is_not_that_of_every_matrix():
     assert stats.temp_size_in_bytes < 40 * 2**20 < 1024 * 64 * 832 * 4 / 4
 
 
+def test_subtracting_what_was_added_gives_back_the_first_matrix():
+    """The authors' backward walks back so: from the last W, less each token's increment, to W_0."""
+    mixer = SRWM(8, heads=1, query_scale=1.0)
+    params, x, _, _ = example(mixer, t=64)
+    w0 = np.concatenate([params[name][0] for name in BLOCKS], axis=-1)
+    last = apply(mixer, params, x)[1]
+    w, increments = w0[None] + np.zeros((3, 1, 1), np.float32), []
+    for n in range(64):
+        out = np.einsum("bk,bkn->bn", np.stack([softmax(row) for row in x[:, n]]), w)
+        query, key = (np.stack([softmax(row) for row in out[:, i : i + 8]]) for i in (8, 16))
+        rate = np.repeat(1 / (1 + np.exp(-out[:, 24:])), [8, 8, 8, 4], axis=1)
+        increments.append(key[..., None] * (rate * np.einsum("bk,bkn->bn", query - key, w))[:, None])
+        w = w + increments[-1]
+    ours = w0 + np.concatenate([np.asarray(last[name][:, 0]) for name in BLOCKS], axis=-1)
+    close(ours, w)
+    for increment in increments[::-1]:
+        ours = ours - increment
+    close(ours, np.stack([w0] * 3))
+
+
+def test_carried_and_reset_segments():
+    """Carried, segments are one sequence; reset, each is read by W_0 alone at its first token."""
+    mixer = SRWM(12, heads=3, query_scale=1.0)
+    params, x, _, _ = example(mixer, t=9)
+    state, carried, reset = None, [], []
+    for segment in np.split(x, 3, axis=1):
+        y, state = apply(mixer, params, segment, state)
+        carried.append(y)
+        reset.append(apply(mixer, params, segment)[0])
+    close(np.concatenate(carried, axis=1), apply(mixer, params, x)[0])
+    starts = np.broadcast_to(np.arange(9) % 3 == 0, (3, 9))
+    reset = np.concatenate(reset, axis=1)
+    close(apply(mixer, params, x, None, starts)[0], reset)
+    close(reset[:, ::3], static(params, x)[:, ::3])
+    assert np.abs(reset[:, 3] - carried[1][:, 0]).max() > 1e-3
+
+
+def test_the_fake_is_the_output_block_alone():
+    real = SRWM(12, heads=3)
+    fake = FakeSR(real)
+    params, x, state, starts = example(fake)
+    assert set(params) == {"y", "out"} and state == {}
+    assert count(fake) == 3 * 4 * 4 + 12 * 12
+    y, last = apply(fake, params, x, state, starts)
+    close(y, static(params, x))
+    assert last == {}
+    close(np.stack([jax.jit(fake.step)(params, x[:, n], {})[0] for n in range(2)], axis=1), y[:, :2])
+    close(apply(real, noisy(real) | params, x[:, :1])[0], y[:, :1])  # before any update they are one
+
+
+def test_a_block_with_the_norm_on_its_skip_path():
+    """LN(x) + SRWM(x), then h + MLP(LN(h)): the mixer reads x as it is (the authors' few-shot code)."""
+    mixer, mlp, norm = SRWM(12, heads=3, input_map="identity"), MLP(12, 24, "relu"), LayerNorm(12)
+    block = Block(mixer, mlp, norm, residual="ln_skip")
+    params, x, state, starts = example(block)
+    y, last = apply(mixer, params["mixer"], x, state, starts)
+    h = norm.apply(params["norm"], x) + y
+    want = h + mlp.apply(params["mlp"], norm.apply(params["mlp_norm"], h))
+    close(apply(block, params, x, state, starts), (want, last))
+    plain = apply(Block(mixer, mlp, norm), params, x, state, starts)[0]
+    assert np.abs(plain - want).max() > 0.1
+    with pytest.raises(ConfigError, match=r"Block\.residual"):
+        Block(mixer, residual="none")
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("heads", 5), ("heads", 0), ("input_map", "relu"), ("query_scale", 0.0), ("every", 0)]
+    ("field", "value"),
+    [
+        ("heads", 5),
+        ("heads", 0),
+        ("input_map", "relu"),
+        ("query_scale", 0.0),
+        ("rates", 2),
+        ("every", 0),
+        ("sweeps", 0),
+    ],
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ConfigError, match="width" if value == 5 else field):

@@ -78,17 +78,17 @@ def test_any_chunk_gives_the_same_values_and_gradients(chunk):
 
 
 def test_each_sweep_makes_one_more_token_right():
-    """A prefix of n is exact after n sweeps (in fact n + 1), and the error falls all along."""
+    """A prefix of n is exact after n sweeps (in fact n + 1), and the error beyond it falls with each."""
     d = given(t=8)
     want = formula(**d)[0]
     errors = []
-    for sweeps in range(1, 9):
+    for sweeps in (1, 3, 5, 7):
         y = np.asarray(jax.jit(lambda d, n=sweeps: picard(**d, sweeps=n, chunk=8))(d)[0])
         close(y[:, : sweeps + 1], want[:, : sweeps + 1])
         errors.append(np.abs(y - want).max())
-        if sweeps < 3:
-            assert max(distance(y[:, sweeps + 1], want[:, sweeps + 1]).values()) > 1e-3
-    assert errors[0] > 30 * errors[3] > 900 * errors[6]
+        if sweeps == 1:
+            assert max(distance(y[:, 2], want[:, 2]).values()) > 1e-3
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
 def test_given_keys_changes_and_rates_the_triangular_system_is_the_product_of_transitions():
