@@ -37,15 +37,16 @@ LAST_RATE = 1e-5
 class Settings:
     """Hyperparameters of the paper's table 2 and of its code.
 
-    width    of the state, d
-    linear   entries of it that are not rectified
-    hops     reads of the memory
-    memory   words in it
-    batch    windows a step
-    rate     of SGD on the summed loss
-    clip     largest norm of the gradient
-    epochs   at most
-    words    of each split that are used; 0: all
+    Args:
+        width: Of the state, d.
+        linear: Entries of it that are not rectified.
+        hops: Reads of the memory.
+        memory: Words in it.
+        batch: Windows a step.
+        rate: Of SGD on the summed loss.
+        clip: Largest norm of the gradient.
+        epochs: At most.
+        words: Words of each split that are used; 0: all.
     """
 
     width: int = 150
