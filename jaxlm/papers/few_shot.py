@@ -105,8 +105,13 @@ def seen_by(
         lab.key[None], lambda key: init(vision, key), loss, tx, steps=s.pretrain, every=every, tell=lab.tell, keep=keep
     )
     params = jax.tree.map(lambda p: p[0], found.params)
-    see = jax.jit(lambda bank: jax.lax.map(lambda images: vision.apply(params, images), bank))
-    return vision, jax.tree.map(lambda bank: see(jnp.asarray(bank)), banks)
+    see = jax.jit(lambda images: vision.apply(params, images))
+
+    def features(bank: np.ndarray) -> Array:
+        parts = bank.reshape(-1, 20, *bank.shape[2:])  # of one size everywhere: one program
+        return jnp.concatenate([see(part) for part in parts]).reshape(*bank.shape[:2], -1)
+
+    return vision, jax.tree.map(features, banks)
 
 
 def _pairs(key: Array, bank: Array, classes: int) -> Array:
