@@ -77,10 +77,22 @@ ROWS = (
         "the recurrence in numpy; chunked equals recurrent; the lower bound rises with depth",
     ),
     Row(
+        173,
+        "Set-Based Prompting: Order Independence Without Fine Tuning (McIlroy-Young et al. 2024)",
+        ("jaxlm.models.sets.set_prompt", "jaxlm.layers.position.Sets"),
+        "equal logits for every order of the sets under rotary, learned and linear positions; one set is the plain prompt",
+    ),
+    Row(
         177,
         "Transformer Feed-Forward Layers Are Key-Value Memories (Geva et al. 2021)",
         ("jaxlm.lenses.key_value",),
         "output is the sum of coefficient times value rows; triggers share patterns more than chance",
         ("ffn-memory",),
+    ),
+    Row(
+        198,
+        "LM-Infinite: Zero-Shot Extreme Length Generalization (Han et al. 2024)",
+        ("jaxlm.mixers.sinks.LambdaAttention", "jaxlm.mixers.sinks.SinkAttention"),
+        "the mask and the limited distance in numpy, cut and packed; up to the window it is attention",
     ),
 )
