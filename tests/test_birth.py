@@ -12,7 +12,7 @@ from jaxlm.data.bigrams import count_bigrams, random_bigrams, shakespeare_bigram
 from jaxlm.data.errors import DataError
 from jaxlm.memory.bigram_task import BigramTask
 from jaxlm.memory.induction import InductionTransformer
-from jaxlm.memory.induction_steps import first_step, last_loss, memory_gradient
+from jaxlm.memory.induction_steps import STEPS, first_step, last_loss, memory_gradient, three_steps
 from jaxlm.module import ConfigError, ShapeError, init
 from jaxlm.papers.birth import optimizer
 from jaxlm.taps import capture
@@ -32,14 +32,8 @@ def episodes(task, text=TEXT, batch=64, seed=0):
 
 
 def orthonormal(model, seed=0):
-    """Weights whose embeddings, also moved by the frozen maps, are all orthonormal."""
-    n, t, d = model.vocab, model.length, model.width
-    assert 2 * (n + t) + n <= d
-    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0].astype(np.float32)
-    params = {k: np.array(v) for k, v in init(model, jax.random.key(seed)).items()}
-    move = np.roll(q, n + t, axis=0).T @ q  # takes row i of q, as a column, to row i - (n + t)
-    params |= {"embed": q[n + t : 2 * n + t], "position": q[2 * n + t : 2 * (n + t)], "unembed": q[-n:]}
-    return params | {"value1": np.eye(d, dtype=np.float32), "out1": move, "value2": np.eye(d, dtype=np.float32)}
+    key = jax.random.key(seed)
+    return {k: np.asarray(v) for k, v in model.orthonormal(init(model, key), key).items()}
 
 
 # The text
@@ -185,7 +179,9 @@ def fair(found):
 
 def test_written_memories_solve_the_task(written):
     model, params, found, measure = written
-    close(params["embed"] @ params["embed"].T, np.eye(N, dtype=np.float32))
+    vectors = np.concatenate([params["embed"], params["position"]])
+    vectors = np.concatenate([vectors, vectors @ (params["out1"] @ params["value1"]).T, params["unembed"]])
+    close(vectors @ vectors.T, np.eye(len(vectors), dtype=np.float32))
     scores = measure(params, fair(found))
     assert scores["accuracy"] == scores["previous"] == scores["copied"] == 1
     assert scores["in_context_loss"] < 1e-3
@@ -283,6 +279,23 @@ def test_last_loss_asks_for_the_output_of_a_trigger_seen_before():
             losses.append(np.log(np.exp(logits).sum()) - logits[o])
     assert 5 < len(losses) < 40
     close(last_loss(model, params, found), np.float32(np.mean(losses)))
+
+
+def test_three_gradient_steps_write_the_memories_in_their_order():
+    """From zero, one step each: its own associations then are far above chance, 1 / 16 and 1 / 15."""
+    n = t = 16
+    model = InductionTransformer(n, 3 * n + 2 * t, t)
+    uniform = jnp.full(n, 1 / n, jnp.float32), jnp.full((n, n), 1 / n, jnp.float32)
+    task = BigramTask(t, 2, fixed=False, outputs="other")
+
+    def loss(params, key):
+        return model.loss(params, task.draw(key, *uniform, 256))
+
+    steps = three_steps(orthonormal(model), loss, jax.random.key(1), (200.0, 3e6, 3e6), 8)
+    for i, (name, params) in enumerate(steps):
+        assert name == STEPS[i]
+        assert [bool(np.any(params[k])) for k in STEPS] == [j <= i for j in range(3)]
+        assert model.recall(params, early=t)[name] > (0.95, 0.3, 0.13)[i]
 
 
 def test_a_matrix_is_trained_from_its_step_on():

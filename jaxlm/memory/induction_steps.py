@@ -56,26 +56,22 @@ def last_loss(model: InductionTransformer, params: Params, episodes: Episodes) -
 
 
 def three_steps(
-    model: InductionTransformer,
     params: Params,
-    draw: Callable[[Array], Episodes],
+    loss: Callable[[Params, Array], Array],
     key: Array,
     rates: tuple[float, float, float],
     batches: int,
 ) -> Iterator[tuple[str, Params]]:
     """(name, weights) after one gradient step on each of W_O^2, W_K^2, W_K^1, in this order, all from 0 (theorem 3).
 
-    draw       (key) -> Episodes, a batch
+    loss       (params, key) -> (), of a batch drawn by key
     rates      step sizes
     batches    over which the gradient is averaged, in place of the population
     """
 
     def gradient(name: str, params: Params, key: Array) -> Array:
-        def loss(w: Array, key: Array) -> Array:
-            return last_loss(model, {**params, name: w}, draw(key))
-
         def add(total: Array, key: Array) -> tuple[Array, None]:
-            return total + jax.grad(loss)(params[name], key), None
+            return total + jax.grad(lambda w: loss({**params, name: w}, key))(params[name]), None
 
         total, _ = jax.lax.scan(add, jnp.zeros_like(params[name]), jax.random.split(key, batches))
         return total / batches

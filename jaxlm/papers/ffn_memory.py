@@ -33,8 +33,8 @@ NEEDS = (TEXT,)
 
 @dataclass(frozen=True)
 class Settings:
-    """The model; AdamW's rate after `warm` steps, then down a cosine; searched: rows that triggers are sought in; top: of
-    a key; suffix: characters that two must share; held_out: rows of the shares; examples shown"""
+    """The model; AdamW's rate after `warm` steps, down a cosine; searched: rows that triggers are sought in; top: of a
+    key; suffix: characters that two must share; held_out: rows of the shares; examples of each layer"""
 
     width: int = 128
     hidden: int = 512

@@ -54,7 +54,7 @@ ROWS = (
         "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
         ("jaxlm.memory.induction", "jaxlm.memory.bigram_task"),
         "ideal outer products solve the task; order of events and in-context accuracy in training",
-        ("birth",),
+        ("birth", "birth-steps"),
     ),
     Row(
         123,
