@@ -26,7 +26,7 @@ from jaxlm.layers.mlp import MLP
 from jaxlm.layers.norm import LayerNorm, l2_norm
 from jaxlm.mixers import LSTM, DeltaNet, Mixer
 from jaxlm.mixers.srwm import SRWM, FakeSR
-from jaxlm.models.episodes import Episodes, delayed, distinct, instance, synchronous, two_tasks
+from jaxlm.models.episodes import Episodes, delayed, distinct, synchronous, two_tasks
 from jaxlm.models.few_shot import Conv4, FewShot
 from jaxlm.module import init
 from jaxlm.ops.losses import nats
@@ -109,7 +109,7 @@ def seen_by(
 
     def features(bank: np.ndarray) -> Array:
         parts = bank.reshape(-1, 20, *bank.shape[2:])  # of one size everywhere: one program
-        return jnp.concatenate([see(part) for part in parts]).reshape(*bank.shape[:2], -1)
+        return jnp.asarray(np.concatenate([see(part) for part in parts]).reshape(*bank.shape[:2], -1))
 
     return vision, jax.tree.map(features, banks)
 
@@ -141,7 +141,7 @@ class Lesson:
     last: bool = False
 
 
-def learn(model: FewShot, lesson: Lesson, s: Settings, lab: Lab, first: Params, starts: Array) -> dict[str, Any]:
+def learn(model: FewShot, lesson: Lesson, s: Settings, lab: Lab, first: Tree, starts: np.ndarray) -> dict[str, Any]:
     """Train models side by side, and test them on unseen classes after every chunk.
 
     first    the weights that they begin with                           leaves (models, ...)
@@ -167,7 +167,7 @@ def learn(model: FewShot, lesson: Lesson, s: Settings, lab: Lab, first: Params, 
     tx = clipped(optax.adam(trapezoid(s.rate, lesson.steps, warmup=100), 0.9, 0.995))
     keys = jax.random.split(lab.key, starts.shape[0])
     keep = None if lab.folder is None else lab.folder / "progress.npz"
-    each = {"first": first, "starts": starts}
+    each = jax.tree.map(jnp.asarray, {"first": first, "starts": starts})
     found = fit(
         keys,
         lambda key, each: each["first"],
@@ -186,8 +186,8 @@ def learn(model: FewShot, lesson: Lesson, s: Settings, lab: Lab, first: Params, 
 
 def by_instance(right: np.ndarray, targets: np.ndarray) -> list[float]:
     """Accuracy at the first, second, ... item of a class.   right, targets (..., t) -> as many as a class has items"""
-    flat = targets.reshape(-1, targets.shape[-1])
-    number = np.asarray(instance(jnp.asarray(flat), WAYS)).reshape(targets.shape)
+    hot = targets[..., None] == np.arange(WAYS)
+    number = (np.cumsum(hot, axis=-2) - 1)[hot].reshape(targets.shape)
     return [float(right[number == n].mean()) for n in range(number.max() + 1)]
 
 
@@ -220,12 +220,12 @@ def run(s: Settings, lab: Lab) -> Result:
         part, model = lab.part(f"{name} {kind}", 0.3 + i * share, 0.3 + (i + 1) * share), model_of(name, s, vision)
         first = [init(model, key) for key in jax.random.split(part.key, s.seeds)]  # vmapped it compiles far longer
         lesson, t = lessons[kind]
-        never = jnp.zeros((s.seeds, t), bool)
-        found[kind][name] = learn(model, lesson, s, part, jax.tree.map(lambda *p: jnp.stack(p), *first), never)
+        never = np.zeros((s.seeds, t), bool)
+        found[kind][name] = learn(model, lesson, s, part, jax.tree.map(lambda *p: np.stack(p), *first), never)
     place = np.arange(2 * half)
     runs = {"carried": place < 0, "anew at every segment": place % s.segment == 0, "anew at task 2": place == half}
-    starts = jnp.asarray(np.repeat(np.stack(list(runs.values())), s.seeds, axis=0))
-    first = jax.tree.map(lambda p: jnp.concatenate([p] * len(runs)), found["delayed"]["SRWM"]["params"])
+    starts = np.repeat(np.stack(list(runs.values())), s.seeds, axis=0)
+    first = jax.tree.map(lambda p: np.concatenate([p] * len(runs)), found["delayed"]["SRWM"]["params"])
     both = Lesson(joined, s.steps[2], -(-s.batch[1] // 2))
     two = learn(model_of("SRWM", s, vision), both, s, lab.part("two", 0.9, 1), first, starts)
     return judged(s, found, two, list(runs))
