@@ -78,9 +78,9 @@ ROWS = (
     ),
     Row(
         173,
-        "Set-Based Prompting: Order Independence Without Fine Tuning (McIlroy-Young et al. 2024)",
+        "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem (McIlroy-Young et al. 2024)",
         ("jaxlm.models.sets.set_prompt", "jaxlm.layers.position.Sets"),
-        "equal logits for every order of the sets under rotary, learned and linear positions; one set is the plain prompt",
+        "equal logits for every order of the sets under Rope, ALiBi and learned positions; one set is the plain prompt",
     ),
     Row(
         177,
@@ -91,7 +91,7 @@ ROWS = (
     ),
     Row(
         198,
-        "LM-Infinite: Zero-Shot Extreme Length Generalization (Han et al. 2024)",
+        "LM-Infinite: Simple On-the-Fly Length Generalization for Large Language Models (Han et al. 2024)",
         ("jaxlm.mixers.sinks.LambdaAttention", "jaxlm.mixers.sinks.SinkAttention"),
         "the mask and the limited distance in numpy, cut and packed; up to the window it is attention",
     ),
