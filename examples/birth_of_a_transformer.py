@@ -7,9 +7,6 @@
 # %%
 # %pip install -q jaxlm
 
-# %%
-SMOKE = False
-
 # %% [markdown]
 # ## The task and the model
 # A sequence is a Markov chain with bigrams $\pi_b$, but for five *trigger* tokens $q_k$: in each sequence, $q_k$ is
@@ -38,6 +35,9 @@ from jaxlm.papers.birth import optimizer
 from jaxlm.taps import capture
 from jaxlm.train.fit import fit
 
+SMOKE = False  # True: tiny sizes, to see that everything runs
+
+# %%
 vocab, width, length, batch, steps, every = (65, 128, 64, 64, 300, 10) if not SMOKE else (12, 32, 16, 8, 4, 2)
 text = random_bigrams(seed=0, vocab=vocab, concentration=0.3)
 pi_u, pi_b = jnp.float32(text.unigram), jnp.float32(text.follow)
@@ -121,9 +121,8 @@ plt.show()
 # characters of tiny Shakespeare, 256 tokens) is `jaxlm reproduce birth`.
 
 # %%
-first = {
-    name: at[np.argmax(seen[name] >= 0.6)] if (seen[name] >= 0.6).any() else None for name in ("out2", "key2", "key1")
-}
+held = {name: seen[name] >= 0.6 for name in ("out2", "key2", "key1")}
+first = {name: int(at[np.argmax(h)]) if h.any() else None for name, h in held.items()}
 print("paper:  W_O^2, W_K^2 before W_K^1; in-context accuracy near 1")
 print(f"ours:   recall 0.6 at iteration {first}; in-context accuracy {seen['accuracy'][-1]:.2f}")
 
