@@ -96,7 +96,7 @@ def test_help_teaches(capfd):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["trian"], "command = 'trian': unknown; expected one of train, sample, eval, mixers"),
+        (["trian"], "command = 'trian': unknown; expected one of train, sample, eval"),
         (["train", "nosuch"], "config = 'nosuch': unknown; expected a path, or one of .*quickstart"),
         (["train", "no/such.py"], "config = 'no/such.py': no such file"),
         (["train", TINY, "--mixer", "Nope"], "mixer = 'Nope': unknown; expected one of .*LEM"),
