@@ -160,7 +160,7 @@ def show(record: Record, wide: bool) -> None:
         table.add_column(head, justify=side)  # type: ignore[arg-type]
     for c in record["claims"]:
         mark = {True: "yes", False: "NO", None: ""}[c["passed"]]
-        table.add_row(c["name"], number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark)
+        table.add_row(escape(c["name"]), number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark)
     console = Console() if wide else Console(width=140)
     console.print(table)
     for note in record["notes"]:
