@@ -2,8 +2,9 @@
 
 128 training, 128 validation and 1,024 test sequences of 1,000 points; both models with 16 units and 1,169 weights; Adam
 with batches of 32; each seed's best validation error chooses the step whose test error counts: all as in the paper.
-Different: 2,400 steps of which the last quarter lets the rate fall to zero (the paper's: 400 epochs, 1,600 steps, at one
-rate); each step draws its own batch; the error is over all test sequences (the authors' code gives that of its last batch).
+Different: 2,400 steps, of which the last quarter lets the rate fall to zero (the paper's: 400 epochs, 1,600 steps, at
+one rate); each step draws its own batch; the error is over all test sequences (the authors' code gives that of its last
+batch).
 """
 
 from dataclasses import dataclass
