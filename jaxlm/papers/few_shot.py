@@ -61,10 +61,10 @@ class Settings:
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: tuple[int, ...] = (1200, 3000, 1000)
+    steps: tuple[int, ...] = (4000, 5000, 1000)
     batch: tuple[int, ...] = (32, 16)
     rate: float = 2e-3
-    seeds: int = 2
+    seeds: int = 1
     trials: int = 400
     baselines: bool = True
 
@@ -82,7 +82,8 @@ def seen_by(
     """Conv-4, trained on the 'train' splits to match two items of a class, and all drawings as its features.
 
     banks   a name each, of split: (classes, items, 28, 28) uint8
-    ->      as banks, (classes, items, features); the drawings themselves where `pretrain` is 0
+    ->      as banks, (classes, items, features), of unit length, then standardised over 'train'; where `pretrain` is 0
+            the drawings themselves
     """
     vision = Conv4(s.channels, reduce=s.reduce)
     if not s.pretrain:
@@ -105,13 +106,16 @@ def seen_by(
         lab.key[None], lambda key: init(vision, key), loss, tx, steps=s.pretrain, every=every, tell=lab.tell, keep=keep
     )
     params = jax.tree.map(lambda p: p[0], found.params)
-    see = jax.jit(lambda images: vision.apply(params, images))
+    see = jax.jit(lambda images: l2_norm(vision.apply(params, images)))
 
-    def features(bank: np.ndarray) -> Array:
+    def features(bank: np.ndarray) -> np.ndarray:
         parts = bank.reshape(-1, 20, *bank.shape[2:])  # of one size everywhere: one program
-        return jnp.asarray(np.concatenate([see(part) for part in parts]).reshape(*bank.shape[:2], -1))
+        return np.concatenate([see(part) for part in parts]).reshape(*bank.shape[:2], -1)
 
-    return vision, jax.tree.map(features, banks)
+    seen = jax.tree.map(features, banks)
+    known = np.concatenate([bank["train"].reshape(-1, vision.features) for bank in seen.values()])
+    mean, std = known.mean(0), known.std(0) + 1e-6
+    return vision, jax.tree.map(lambda x: jnp.asarray((x - mean) / std), seen)
 
 
 def _pairs(key: Array, bank: Array, classes: int) -> Array:
