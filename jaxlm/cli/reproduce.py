@@ -151,6 +151,7 @@ def verdict(record: Record) -> str:
 def show(record: Record, wide: bool) -> None:
     """The claims as a table on stdout."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
