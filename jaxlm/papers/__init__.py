@@ -1,7 +1,8 @@
 """Published results, each reproduced by one module: `jaxlm reproduce NAME`.
 
 A module holds TITLE, ROWS (of the index of papers), NEEDS (data), Settings, BUDGETS, `run(settings, lab) -> Result` and
-`draw(figure, series)`. What it is made of lives on the floors below.
+`draw(figure, series)`; HEADLINE, if it is there, names the claim to show where there is room for one (by default the
+first that is judged). What it is made of lives on the floors below.
 """
 
 import importlib

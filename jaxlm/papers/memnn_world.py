@@ -26,6 +26,7 @@ from jaxlm.typing import Array, Tree
 
 TITLE = "Memory Networks in the simulated world"
 ROWS = (123,)
+HEADLINE = "k=2 + time: actor and object, 5"
 NEEDS = ()
 
 COLUMNS = (
