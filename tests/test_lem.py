@@ -7,7 +7,7 @@ import pytest
 from cells import agrees, apply, example, half, loop, noisy, single
 from tolerance import close
 
-from jaxlm.mixers.lem import LEM
+from jaxlm.mixers.lem import LEM, from_code
 from jaxlm.module import ConfigError, count, init
 
 DT = 0.3
@@ -50,26 +50,28 @@ def test_starts_uniform_in_the_published_range():
         assert abs(np.std(leaf) * 8 * np.sqrt(3) - 1) < 0.1
 
 
-def test_the_codes_duplicate_biases_fold():
+def test_the_codes_weights_fold_into_the_papers():
     """The authors' code gives each of its three maps a bias, 8m in all (1,216 weights at m = 16, d = 1)."""
     m, d = 16, 1
     mixer = LEM(m, inputs=d, dt=DT)
-    params, x, state, _ = example(mixer)
-    rng = np.random.default_rng(0)
-    of_input, of_hidden, of_memory = (rng.normal(size=(n, m)) for n in (4, 3, 1))
-    assert count(mixer) - 4 * m + of_input.size + of_hidden.size + of_memory.size == 1216
+    _, x, state, _ = example(mixer)
+    draw = np.random.default_rng(0)
+    shapes = {"inp2hid": (4 * m, d), "hid2hid": (3 * m, m), "transform_z": (m, m)}
+    weights = {f"{name}.weight": draw.normal(size=s).astype(np.float32) / 4 for name, s in shapes.items()}
+    weights |= {f"{name}.bias": draw.normal(size=s[0]).astype(np.float32) for name, s in shapes.items()}
+    assert sum(w.size for w in weights.values()) == 1216 == count(mixer) + 4 * m
 
     def code(p, u, s):
-        gates = np.einsum("i,ign->gn", u, p["input"]) + of_input
-        h = np.einsum("i,ign->gn", s["y"], p["hidden"]) + of_hidden
-        slow, fast = DT * sigmoid(gates[0] + h[0]), DT * sigmoid(gates[1] + h[1])
-        z = (1 - fast) * s["z"] + fast * np.tanh(gates[3] + h[2])
-        y = (1 - slow) * s["y"] + slow * np.tanh(gates[2] + z @ p["memory"] + of_memory[0])
+        """The loop body of the authors' plain version."""
+        of = lambda name, v: p[f"{name}.weight"] @ v + p[f"{name}.bias"]  # noqa: E731
+        slow_u, fast_u, y_u, z_u = np.split(of("inp2hid", u), 4)
+        slow_y, fast_y, z_y = np.split(of("hid2hid", s["y"]), 3)
+        slow, fast = DT * sigmoid(slow_u + slow_y), DT * sigmoid(fast_u + fast_y)
+        z = (1 - fast) * s["z"] + fast * np.tanh(z_u + z_y)
+        y = (1 - slow) * s["y"] + slow * np.tanh(of("transform_z", z) + y_u)
         return y, {"y": y, "z": z}
 
-    folded = of_input + np.stack([of_hidden[0], of_hidden[1], of_memory[0], of_hidden[2]])
-    got = apply(mixer, {**params, "bias": np.float32(folded)}, x, state)
-    close(got, single(loop(code, params, x, state)))
+    close(apply(mixer, from_code(weights), x, state), single(loop(code, weights, x, state)))
 
 
 def test_no_time_passes_as_dt_goes_to_zero():

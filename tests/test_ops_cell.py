@@ -77,9 +77,11 @@ def test_second_derivatives_are_those_of_the_loop(x64):
 
         grad = jax.grad(loss, (0, 1))
         way = jax.tree.map(np.cos, (maps, x))
-        forward = jax.jvp(grad, (maps, x), way)[1]
-        reverse = jax.grad(lambda *a: sum(jax.tree.leaves(jax.tree.map(lambda g, w: (g * w).sum(), grad(*a), way))))
-        return forward, reverse(maps, x)
+
+        def along(*args):
+            return sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (grad(*args), way)), strict=True))
+
+        return jax.jvp(grad, (maps, x), way)[1], jax.grad(along, (0, 1))(maps, x)
 
     got, want = jax.jit(lambda: (products(lambda *a: cell(*a, every=2)), products(cell_naive)))()
     close(got, want, "float64")

@@ -1,6 +1,7 @@
 """Long Expressive Memory: two gated states on two learned time scales."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,25 @@ class LEM(Mixer):
         (drive,) = mix("new", z)
         y = (1 - slow) * y + slow * jnp.tanh(drive)
         return y, {"y": y, "z": z}
+
+
+def from_code(weights: Mapping[str, Array]) -> Params:
+    """Weights of the paper's form from those of the authors' code, whose three maps have a bias each.
+
+    inp2hid.weight, .bias          (4m, d), (4m)      the gates in the order Δ̄, Δ, drive of y, drive of z
+    hid2hid.weight, .bias          (3m, m), (3m)      Δ̄, Δ, drive of z
+    transform_z.weight, .bias      (m, m), (m)        what y adds to its drive
+    Equal outputs: biases that only meet in a sum are added.
+    """
+    m = weights["transform_z.weight"].shape[0]
+    of_input, of_hidden = weights["inp2hid.bias"].reshape(4, m), weights["hid2hid.bias"].reshape(3, m)
+    others = jnp.stack([of_hidden[0], of_hidden[1], weights["transform_z.bias"], of_hidden[2]])
+    return {
+        "input": weights["inp2hid.weight"].T.reshape(-1, 4, m),
+        "hidden": weights["hid2hid.weight"].T.reshape(m, 3, m),
+        "memory": weights["transform_z.weight"].T,
+        "bias": of_input + others,
+    }
 
 
 def without(a: Array, i: int, axis: int) -> Array:
