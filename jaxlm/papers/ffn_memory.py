@@ -4,6 +4,8 @@ Six layers of attention and a ReLU MLP on the characters of tiny Shakespeare; th
 model of WikiText-103. Triggers are searched in the text it was trained on, shares of places taken on held-out text.
 A key's triggers are compared by their last two characters, the paper's annotators looked for any pattern; the chance
 of agreement is that of the same values dealt out anew to the same keys, the paper's is one word of its vocabulary.
+With 65 characters, some memory of the many called up always votes as the layer does: the paper's share of layers that
+vote as none of their memories is of 267,744 words, and cannot be seen here.
 """
 
 from dataclasses import dataclass
