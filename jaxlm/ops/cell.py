@@ -62,13 +62,13 @@ def cell(
     """
     _check(maps, x, state, starts, every)
     fresh = jax.tree.map(jnp.zeros_like, state) if fresh is None else fresh
-    xs, starts = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
+    xs, starts = jnp.moveaxis(x, 1, 0), None if starts is None else jnp.moveaxis(starts, 1, 0)
     if x.shape[1] == 1:
         state = _reset(None if starts is None else starts[0], fresh, state)
         y, state, _ = _one(step, partial(_sums, _columns(maps, x.dtype), xs[0]), state)
         return y[:, None], state
-    ys, state = _run(step, every, maps, xs, starts, state, fresh)
-    return jnp.moveaxis(ys, 0, 1), state
+    done: Any = _run(step, every, maps, xs, starts, state, fresh)
+    return jnp.moveaxis(done[0], 0, 1), done[1]
 
 
 def cell_naive(

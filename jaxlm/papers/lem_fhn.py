@@ -100,7 +100,7 @@ def run(s: Settings, lab: Lab) -> Result:
     ends = np.cumsum([s.train, s.valid, s.test])
     x, y = fitzhugh_nagumo(int(ends[-1]), int(jax.random.bits(lab.key)), s.points)
     splits = zip(np.split(x, ends[:-1]), np.split(y, ends[:-1]), strict=True)
-    data = dict(zip(("train", "valid", "test"), splits, strict=True))
+    data: dict[str, tuple[np.ndarray, np.ndarray]] = dict(zip(("train", "valid", "test"), splits, strict=True))
     errors = {
         "lem": train(lem, s.lem_rate, data, s, lab.part("lem", 0.0, 0.5)),
         "lstm": train(lstm, s.lstm_rate, data, s, lab.part("lstm", 0.5, 1.0)),
