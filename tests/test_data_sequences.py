@@ -27,8 +27,8 @@ def test_fitzhugh_nagumo_is_the_published_integration(neuron):
         first = np.random.Generator(np.random.Philox(0)).uniform(-1, 1, 64)[i]
         assert abs(v - first) < 1e-7
         want = solve_ivp(neuron_field, (0, 400), [first, 0.0], t_eval=np.linspace(0, 400, 1001)).y[0]
-        # A first voltage changed by 3e-16 moves SciPy's own trajectory by 4e-6: the steps' sizes carry it on.
-        np.testing.assert_allclose(neuron[1][i, :, 0], want[1:], rtol=0, atol=2e-5)
+        # Later, rounding decides which steps are refused: 3e-16 on the first voltage moves SciPy's own end by 1e-2.
+        np.testing.assert_allclose(neuron[1][i, :400, 0], want[1:401], rtol=0, atol=5e-7)
 
 
 def test_fitzhugh_nagumo_statistics():
