@@ -182,10 +182,10 @@ def draw(figure, series) -> None:
         ("W_K^1", "key1", "C0:"),
     ):
         b.plot(at, series[key], style, label=f"${name.split(',')[0]}$" + name[5:])
-    b.set(title="What its matrices hold", xlabel="iteration", ylabel="recall", ylim=(-0.02, 1.02))
+    b.set(title="What its matrices hold", xlabel="iteration", ylabel="recall", ylim=(-0.02, 1.45))
     c.plot(later, series["everywhere_global_loss"], "C3", label="global bigrams")
     c.plot(later, series["everywhere_in_context_loss"], "C0", label="in-context bigrams")
     c.axhline(series["entropy"], color="C3", linestyle=":", linewidth=1, label="bigram entropy")
-    c.set(title="$W_F$, every token: global first", xlabel="iteration", ylabel="nats", ylim=(0, 8))
-    for axes in (a, b, c):
-        axes.legend(fontsize="small", frameon=False)
+    c.set(title="$W_F$, every token: global first", xlabel="iteration", ylabel="nats")
+    for axes, columns in ((a, 1), (b, 2), (c, 1)):
+        axes.legend(fontsize="small", frameon=False, ncols=columns, loc="upper left" if axes is b else "best")

@@ -1,10 +1,12 @@
 """Associative memories written without training (Bietti et al. 2023): by hand, and by three gradient steps.
 
 By hand: the ideal outer products, at several widths, on the sequences of `birth`: 256 characters of tiny Shakespeare
-with five triggers. By gradients: from zero, one step each on W_O^2, W_K^2, W_K^1 of the population loss (theorem 3),
-here the mean over many batches of uniform tokens with random triggers. Embeddings are orthonormal: the theorem has
-them nearly so, in the limit of a large width. The loss is at all known triggers, the theorem's at the last position:
-at a single position its embedding is in every query, and W_K^2 learns positions before tokens.
+with five triggers. Their first token can only look at itself, so that a trigger there seems to be followed by itself:
+sequences that do not begin with a trigger are judged, all of them are shown. By gradients: from zero, one step each on
+W_O^2, W_K^2, W_K^1 of the population loss (theorem 3), here the mean over many batches of uniform tokens with random
+triggers. Embeddings are orthonormal: the theorem has them nearly so, in the limit of a large width. The loss is at all
+known triggers, the theorem's at the last position: at one position its embedding is in every query, and W_K^2 learns
+positions before tokens.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class Settings:
     """widths, length, triggers of the models written by hand; vocab, steps_length, steps_triggers of the sequences of
     the gradient steps; batch and batches that a gradient is averaged over; rates of W_O^2, W_K^2, W_K^1"""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     length: int = 256
     triggers: int = 5
     judged: int = 32
@@ -47,7 +49,7 @@ class Settings:
 BUDGETS = {
     "smoke": Settings((32,), 32, judged=8, vocab=6, steps_length=8, steps_triggers=1, batch=32, batches=2),
     "cpu": Settings(),
-    "gpu": Settings(widths=(64, 128, 256, 512, 1024), batches=1024),
+    "gpu": Settings(judged=128, batches=1024),
 }
 
 
@@ -61,7 +63,10 @@ def by_hand(s: Settings, lab: Lab) -> Tree:
     @partial(jax.jit, static_argnums=0)
     def measure(model: InductionTransformer, key: Array) -> Tree:
         params = model.ideal(materialize(model.params(), key), asked)
-        return model.measure(params, task.draw(key, unigram, follow, s.judged)) | model.recall(params, asked)
+        found = task.draw(key, unigram, follow, s.judged)
+        fair = found._replace(count=jnp.where(found.count[:, :1] > 0, 0, found.count))
+        every = model.measure(params, found) | model.recall(params, asked)
+        return {**every, "fair": model.measure(params, fair)["accuracy"]}
 
     seen = [measure(InductionTransformer(text.vocab, d, s.length), lab.key) for d in s.widths]
     return {k: np.array([x[k] for x in seen]) for k in seen[0]}
@@ -98,11 +103,12 @@ def run(s: Settings, lab: Lab) -> Result:
     series = {"widths": s.widths, **{f"hand_{k}": v for k, v in hand.items()}}
     series |= {f"steps_{k}": v for k, v in steps.items()}
     names = dict(zip(("W_O^2", "W_K^2", "W_K^1"), STEPS, strict=True))
-    claims = [
-        Claim(f"by hand, width {d}: in-context accuracy", a) for d, a in zip(s.widths, hand["accuracy"], strict=True)
-    ]
-    claims[-1] = Claim(claims[-1].name, claims[-1].ours, low=0.95, paper=0.95)
-    claims += [Claim(f"by hand: least recall of {k}", hand[v].min(), low=0.95) for k, v in names.items()]
+    claims = []
+    for d, every, fair in zip(s.widths, hand["accuracy"], hand["fair"], strict=True):
+        low = 0.95 if d == s.widths[-1] else -np.inf
+        claims.append(Claim(f"by hand, width {d}: in-context accuracy", every))
+        claims.append(Claim(f"by hand, width {d}: in-context accuracy, no trigger at the start", fair, low=low))
+    claims += [Claim(f"by hand, width {s.widths[-1]}: recall of {k}", hand[v][-1], low=0.95) for k, v in names.items()]
     for i, (k, v) in enumerate(names.items()):
         claims.append(Claim(f"step {i + 1}: recall of {k}", steps[v][i], low=(0.95, 0.95, 0.5)[i]))
         claims.append(Claim(f"step {i + 1}: cosine of {k} with the ideal", steps[f"cosine_{v}"][i]))
@@ -114,13 +120,15 @@ def run(s: Settings, lab: Lab) -> Result:
 def draw(figure, series) -> None:
     figure.set_size_inches(10, 4)
     a, b = figure.subplots(1, 2)
-    a.semilogx(series["widths"], series["hand_accuracy"], "ko-", base=2, label="in-context accuracy")
+    a.semilogx(series["widths"], series["hand_accuracy"], "k:", base=2, label="in-context accuracy")
+    a.semilogx(series["widths"], series["hand_fair"], "ko-", base=2, label="the same, no trigger at the start")
     a.semilogx(series["widths"], series["hand_previous"], "C0--", base=2, label="layer 1 looks back by one")
     a.semilogx(series["widths"], series["hand_copied"], "C1--", base=2, label="layer 2 looks at the output")
     a.set(title="Memories written by hand", xlabel="width", ylim=(-0.02, 1.02))
     for i, (key, name, color) in enumerate((("out2", "W_O^2", "C1"), ("key2", "W_K^2", "C2"), ("key1", "W_K^1", "C0"))):
         b.bar(np.arange(3) + 0.2 * i, series[f"steps_{key}"], 0.2, label=f"recall of ${name}$", color=color)
     b.plot(np.arange(3) + 0.2, series["steps_accuracy"], "ko-", label="in-context accuracy")
-    b.set(title="Three gradient steps", xticks=np.arange(3) + 0.2, xticklabels=["first", "second", "third"])
-    for axes in (a, b):
-        axes.legend(fontsize="small", frameon=False)
+    b.set(title="Three gradient steps", ylim=(0, 1.3))
+    b.set_xticks(np.arange(3) + 0.2, ["first", "second", "third"])
+    a.legend(fontsize="small", frameon=False)
+    b.legend(fontsize="small", frameon=False, ncols=2, loc="upper left")
