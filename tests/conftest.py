@@ -44,6 +44,23 @@ def data_folder():
     return DataFolder(DATA)
 
 
+MAPS = Path("/proc/self/maps")  # Linux; elsewhere a process may map what it likes
+MANY = 20_000  # of the 65,530 mappings that Linux allows a process
+
+
+def scope(nodeid: str, path: str) -> str:
+    """Tests that share programs: those of a file, or of one subject of a parametrized class."""
+    own = "::Test" in nodeid and nodeid.endswith("]")
+    return path + (nodeid[nodeid.index("[") :] if own else "")
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Let programs go between scopes when they are many: each maps memory, and at the limit the compiler crashes."""
+    here, then = (None if i is None else scope(i.nodeid, str(i.path)) for i in (item, nextitem))
+    if here != then and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
+        jax.clear_caches()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A file's tests stay in one worker, which has their programs compiled; a parametrized class is split by parameter.
@@ -54,8 +71,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class BySubject(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            own = "::Test" in nodeid and nodeid.endswith("]")
-            return super()._split_scope(nodeid) + (nodeid[nodeid.index("[") :] if own else "")
+            return scope(nodeid, super()._split_scope(nodeid))
 
     return BySubject(config, log)
 
