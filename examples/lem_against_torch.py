@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 from jax.sharding import PartitionSpec
 
 import jaxlm
