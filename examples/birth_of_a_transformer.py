@@ -38,8 +38,8 @@ from jaxlm.train.fit import fit
 SMOKE = False  # True: tiny sizes, to see that everything runs
 
 # %%
-vocab, width, length, batch, steps, every = (65, 128, 64, 64, 300, 10) if not SMOKE else (12, 32, 16, 8, 4, 2)
-text = random_bigrams(seed=0, vocab=vocab, concentration=0.3)
+vocab, width, length, batch, steps, every = (32, 128, 64, 64, 250, 10) if not SMOKE else (12, 32, 16, 8, 4, 2)
+text = random_bigrams(seed=0, vocab=vocab, concentration=0.1)
 pi_u, pi_b = jnp.float32(text.unigram), jnp.float32(text.follow)
 task = BigramTask(length, triggers=5)
 triggers = jnp.array(text.frequent(5))
@@ -86,7 +86,7 @@ found = fit(
     jax.random.split(jax.random.key(0), 1),
     lambda key: jaxlm.init(model, key),
     loss,
-    optimizer(model, rate=0.2, momentum=0.9, decay=1e-4),
+    optimizer(model, rate=0.1, momentum=0.9, decay=1e-4),
     steps=steps,
     every=every,
     watch=watch,
@@ -121,10 +121,10 @@ plt.show()
 # characters of tiny Shakespeare, 256 tokens) is `jaxlm reproduce birth`.
 
 # %%
-held = {name: seen[name] >= 0.6 for name in ("out2", "key2", "key1")}
+held = {name: seen[name] >= 0.5 for name in ("out2", "key2", "key1")}
 first = {name: int(at[np.argmax(h)]) if h.any() else None for name, h in held.items()}
 print("paper:  W_O^2, W_K^2 before W_K^1; in-context accuracy near 1")
-print(f"ours:   recall 0.6 at iteration {first}; in-context accuracy {seen['accuracy'][-1]:.2f}")
+print(f"ours:   recall 0.5 at iteration {first}; in-context accuracy {seen['accuracy'][-1]:.2f}")
 
 # %% [markdown]
 # ## What to try next
