@@ -47,7 +47,7 @@ ROWS = (
         "End-To-End Memory Networks (Sukhbaatar et al. 2015)",
         ("jaxlm.memory.memn2n.MemN2N", "jaxlm.memory.memn2n_lm.MemN2NLM"),
         "the model in numpy; 20 bAbI tasks; Penn Treebank",
-        ("babi", "babi-joint", "memn2n-ptb"),
+        ("babi", "babi-joint", "babi-10k", "memn2n-ptb"),
     ),
     Row(
         108,
