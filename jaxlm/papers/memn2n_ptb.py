@@ -98,7 +98,7 @@ def trainer(model: MemN2NLM, text: Array, s: Settings) -> Callable[..., tuple[Pa
         at = jax.random.randint(jax.random.fold_in(key, n), (s.batch,), 0, text.shape[0] - s.memory)
         windows = text[at[:, None] + jnp.arange(s.memory + 1, dtype=jnp.int32)[None]]
         nats, grads = jax.value_and_grad(model.window_loss)(params, windows)
-        scale = rate * jnp.minimum(1.0, s.clip / optax.global_norm(grads))
+        scale = rate * jnp.minimum(1.0, s.clip / optax.tree.norm(grads))
         return jax.tree.map(lambda p, g: p - scale * g, params, grads), total + nats
 
     def go(params: Params, key: Array, rate: Array, first: Array, last: Array) -> tuple[Params, Array]:
