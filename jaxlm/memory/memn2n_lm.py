@@ -6,11 +6,10 @@ import jax.numpy as jnp
 from jaxlm.errors import ShapeError
 from jaxlm.initializers import Normal
 from jaxlm.mixers.base import leaf
-from jaxlm.models.lm import Constrain
-from jaxlm.module import Module, Spec, materialize
+from jaxlm.models.tokens import Constrain, TokenModel
+from jaxlm.module import Spec, materialize
 from jaxlm.ops.attention import positions
 from jaxlm.ops.dense import dense
-from jaxlm.ops.losses import cross_entropy
 from jaxlm.sharding import identity
 from jaxlm.taps import name
 from jaxlm.typing import Array, Params, State, wide
@@ -18,7 +17,7 @@ from jaxlm.typing import Array, Params, State, wide
 BLOCK = 32  # queries that share a stretch of memory, at least
 
 
-class MemN2NLM(Module):
+class MemN2NLM(TokenModel):
     """Several hops over the last `memory` words, one word a slot (Sukhbaatar et al. 2015, section 5; layer-wise tying).
 
     p_i = softmax_i u·(A x_i + T_A(i))      o = Σ_i p_i (C x_i + T_C(i))      u <- f(H u + o)      logits = W u
@@ -85,8 +84,7 @@ class MemN2NLM(Module):
     ) -> tuple[Array, State]:
         """u after the last hop, for all tokens at once: each word is embedded once.   tokens (b, t) -> (b, t, d)"""
         del key  # nothing is random
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ShapeError(f"MemN2NLM: tokens {tokens.shape} of {tokens.dtype}, expected (b, t) of integers")
+        self.reads(tokens)
         (b, t), m = tokens.shape, self.memory
         state = self.start(params, b) if state is None else state
         words = jnp.concatenate([state["words"], tokens.astype(jnp.int32)], axis=1)
@@ -121,33 +119,9 @@ class MemN2NLM(Module):
         alive = length[:, None] >= jnp.arange(self.memory - 1, 0, -1, dtype=jnp.int32)[None]
         return {"words": jnp.where(alive, kept, 0), "length": length}
 
-    def apply(
-        self,
-        params: Params,
-        tokens: Array,
-        state: State = None,
-        starts: Array | None = None,
-        key: Array | None = None,
-        constrain: Constrain = identity,
-    ) -> tuple[Array, State]:
-        """Logits of the word that follows each token.   tokens (b, t) -> (b, t, vocab), state"""
-        u, state = self.hidden(params, tokens, state, starts, key, constrain)
-        return constrain(wide(dense(u, params["readout"])), ("batch", "time", "vocab")), state
-
-    def loss(
-        self,
-        params: Params,
-        tokens: Array,
-        targets: Array,
-        weights: Array,
-        state: State = None,
-        starts: Array | None = None,
-        key: Array | None = None,
-        constrain: Constrain = identity,
-    ) -> tuple[tuple[Array, Array], State]:
-        """((sum of weighted nats, sum of weights), state), never holding all logits wide.   all (b, t)"""
-        u, state = self.hidden(params, tokens, state, starts, key, constrain)
-        return cross_entropy(u, params["readout"], targets, weights), state
+    def readout(self, params: Params) -> Array:
+        """(d, vocab)."""
+        return params["readout"]
 
     def window_loss(self, params: Params, windows: Array) -> Array:
         """Summed nats of each window's last word given the others, the paper's training.   windows (b, memory + 1)"""

@@ -1,24 +1,19 @@
 """A language model: tokens in, logits out, any mixer between."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxlm.errors import ShapeError
 from jaxlm.initializers import FanIn, Normal
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.mixers.base import Mixer
+from jaxlm.models.tokens import Constrain, TokenModel
 from jaxlm.module import Module, Spec
-from jaxlm.ops.dense import dense
-from jaxlm.ops.losses import cross_entropy
 from jaxlm.sharding import identity
-from jaxlm.typing import Array, Params, State, wide
-
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+from jaxlm.typing import Array, Params, State
 
 
-class LM(Module):
+class LM(TokenModel):
     """Embedding, a body that mixes along time, a last norm, a readout. It is cut, packed and batched as a mixer is.
 
     tokens   (b, t) int
@@ -73,8 +68,7 @@ class LM(Module):
         constrain: Constrain = identity,
     ) -> tuple[Array, State]:
         """What the readout reads.   tokens (b, t) -> (b, t, d)"""
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ShapeError(f"LM: tokens have shape {tokens.shape} of {tokens.dtype}, expected (b, t) of integers")
+        self.reads(tokens)
         scale = self.width**0.5 if self.scale is None else self.scale
         x = jnp.take(params["embed"], tokens, axis=0) * jnp.asarray(scale, params["embed"].dtype)
         x = constrain(x, ("batch", "time", None))
@@ -90,31 +84,3 @@ class LM(Module):
     def readout(self, params: Params) -> Array:
         """(d, vocab)."""
         return params["embed"].T if self.tied else params["readout"]
-
-    def apply(
-        self,
-        params: Params,
-        tokens: Array,
-        state: State = None,
-        starts: Array | None = None,
-        key: Array | None = None,
-        constrain: Constrain = identity,
-    ) -> tuple[Array, State]:
-        """Logits of the token that follows each token.   tokens (b, t) -> (b, t, vocab), state"""
-        x, state = self.hidden(params, tokens, state, starts, key, constrain)
-        return constrain(wide(dense(x, self.readout(params))), ("batch", "time", "vocab")), state
-
-    def loss(
-        self,
-        params: Params,
-        tokens: Array,
-        targets: Array,
-        weights: Array,
-        state: State = None,
-        starts: Array | None = None,
-        key: Array | None = None,
-        constrain: Constrain = identity,
-    ) -> tuple[tuple[Array, Array], State]:
-        """((sum of weighted nats, sum of weights), state), never holding all logits wide.   all (b, t)"""
-        x, state = self.hidden(params, tokens, state, starts, key, constrain)
-        return cross_entropy(x, self.readout(params), targets, weights), state
