@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -87,6 +88,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "memory-scaling" in capsys.readouterr().out
     assert guarded(["papers"], debug=True) == 0
     assert "Long Expressive Memory" in capsys.readouterr().out
+
+
+def test_a_result_that_went_on_says_so(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        n: int = 1
+
+    def run(s, lab):
+        lab.folder.mkdir(exist_ok=True)
+        return papers.Result((Claim("n", s.n, low=1),))
+
+    module = types.SimpleNamespace(TITLE="", ROWS=(), NEEDS=(), BUDGETS={"cpu": Settings()}, run=run)
+    lab = Lab(folder=tmp_path / "kept")
+    first, again = (record.reproduce(module, "cpu", lab) for _ in range(2))
+    assert first["notes"] == [] and again["notes"] == [record.WENT_ON]
+    assert record.digest([0, {"rate": 0.1}]) != record.digest([0, {"rate": 0.2}]) != record.digest([1, {"rate": 0.2}])
 
 
 def test_settings_are_flat_and_typed():

@@ -74,11 +74,12 @@ def run(name: str, module: ModuleType, settings: dict, budget: str, data, out: P
     import jax
 
     from jaxlm.data.folder import DataFolder
-    from jaxlm.papers.record import reproduce, write
+    from jaxlm.papers.record import digest, reproduce, write
     from jaxlm.papers.result import Lab
 
     with Progress() as progress:
-        lab = Lab(jax.random.key(seed), DataFolder(data_directory(data)), progress.part, keep and keep / name)
+        folder = keep and keep / f"{name}-{digest([seed, settings])}"  # other settings begin anew
+        lab = Lab(jax.random.key(seed), DataFolder(data_directory(data)), progress.part, folder)
         record = reproduce(module, budget, lab, settings)
     record = {"name": name, "seed": seed, **record}
     say(f"wrote {write(record, module, out, name)} and its picture")

@@ -5,13 +5,11 @@ lower the validation cost. Perplexity is over the words that have a full memory 
 takes the best of ten by validation. `cpu` is the learning curve of the first epochs; `gpu` runs to the end.
 """
 
-import json
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ from jaxlm.data.ptb import penn_treebank
 from jaxlm.memory.memn2n_lm import MemN2NLM
 from jaxlm.module import abstract, init
 from jaxlm.papers.result import Claim, Lab, Result
+from jaxlm.train import progress
 from jaxlm.typing import Array, Params
 
 TITLE = "MemN2N language model on Penn Treebank"
@@ -72,7 +71,10 @@ def run(s: Settings, lab: Lab) -> Result:
     model = MemN2NLM(len(bank.vocabulary), s.width, s.hops, s.memory, s.linear)
     train, valid, test = (x[: s.words or None] for x in (bank.train, bank.valid, bank.test))
     steps = -(-len(train) // s.batch)
-    params, curve = _resume(lab.folder, init(model, lab.key))
+    params, curve, file = init(model, lab.key), [], None if lab.folder is None else lab.folder / "progress.npz"
+    plan = {k: v for k, v in dataclasses.asdict(s).items() if k != "epochs"}  # more epochs go on from fewer
+    if file is not None and file.exists():
+        params, _, curve = progress.resume(file, params, plan)
     go, score = (
         trainer(model, jnp.asarray(train), s),
         jax.jit(lambda p, rows: jnp.sum(jax.lax.map(_scorer(model, p), rows))),
@@ -85,7 +87,8 @@ def run(s: Settings, lab: Lab) -> Result:
         if now["valid"] <= min((c["valid"] for c in curve), default=math.inf):
             now["test"] = float(score(params, last)) / (len(test) - s.memory)
         curve.append(now)
-        _keep(lab.folder, params, curve)
+        if file is not None:
+            progress.keep(file, params, plan, {}, curve)
     step = flops(jax.grad(model.window_loss), abstract(model), jax.ShapeDtypeStruct((s.batch, s.memory + 1), jnp.int32))
     return _result(s, curve, unigram(train, valid, len(bank.vocabulary)), step * steps)
 
@@ -185,22 +188,3 @@ def draw(figure, series) -> None:
     axes.axhline(122, color="black", linestyle="--", label="paper, valid, at the end")
     axes.set(xlabel="epoch", ylabel="perplexity", yscale="log")
     axes.legend()
-
-
-def _keep(folder: Path | None, params: Params, curve: list[dict]) -> None:
-    """Write what a later call goes on from: whole, or not at all."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / "progress.new"
-        arrays: dict[str, Any] = {n: np.asarray(a) for n, a in params.items()}
-        with new.open("wb") as file:
-            np.savez(file, curve=json.dumps(curve), **arrays)
-        new.replace(folder / "progress.npz")
-
-
-def _resume(folder: Path | None, params: Params) -> tuple[Params, list[dict]]:
-    """Where a stopped run was; (params, nothing) without one."""
-    if folder is None or not (folder / "progress.npz").exists():
-        return params, []
-    with np.load(folder / "progress.npz", allow_pickle=False) as file:
-        return {n: jnp.asarray(file[n]) for n in params}, json.loads(str(file["curve"]))

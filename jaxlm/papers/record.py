@@ -1,6 +1,7 @@
 """A reproduction as files: NAME.json with everything that was found, NAME.png drawn from that JSON alone."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import subprocess
@@ -17,6 +18,7 @@ from jaxlm.papers.result import Claim, Lab
 from jaxlm.train.rundir import versions
 
 Record = dict[str, Any]
+WENT_ON = "went on from kept progress: the seconds are those of the last call alone"
 
 
 def reproduce(module: ModuleType, budget: str, lab: Lab, changes: Mapping[str, Any] | None = None) -> Record:
@@ -30,6 +32,7 @@ def reproduce(module: ModuleType, budget: str, lab: Lab, changes: Mapping[str, A
     for name in module.NEEDS:
         lab.data.file(name)
     settings = dataclasses.replace(module.BUDGETS[budget], **(changes or {}))
+    went_on = lab.folder is not None and lab.folder.exists()
     began = time.perf_counter()
     result = module.run(settings, lab)
     seconds = time.perf_counter() - began
@@ -39,7 +42,7 @@ def reproduce(module: ModuleType, budget: str, lab: Lab, changes: Mapping[str, A
         "budget": budget,
         "settings": dataclasses.asdict(settings),
         "claims": [_claim(c, judge=budget != "smoke") for c in result.claims],
-        "notes": list(result.notes),
+        "notes": [*result.notes, *([WENT_ON] if went_on else [])],
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
@@ -96,6 +99,11 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, float):
         return float(f"{tree:.7g}") if math.isfinite(tree) else None
     return plain(np.asarray(tree).tolist())
+
+
+def digest(about: Any) -> str:
+    """Eight letters that tell settings apart."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def commit() -> str:

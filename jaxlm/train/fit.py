@@ -1,11 +1,9 @@
 """Train many small models at once: one vmapped program for all seeds and settings of an experiment."""
 
-import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxlm.errors import ConfigError
+from jaxlm.train import progress
 from jaxlm.typing import Array, Params, Tree
 
 
@@ -75,38 +74,18 @@ def fit(
     own = jax.vmap(lambda k: jax.random.split(k))(keys)
     carry, seen = start((own[:, 0], *extra)), []
     if keep is not None and keep.exists():
-        carry, seen = _read(keep, carry, (steps, every))
+        carry, found, _ = progress.resume(keep, carry, [steps, every])
+        seen = [{k: v[n] for k, v in found.items()} for n in range(len(found["loss"]))]
     for n in range(len(seen), steps // every):
         carry, now = go(carry, own[:, 1], jnp.int32(n * every), *extra)
         seen.append(jax.device_get(now))
         if keep is not None:
-            _write(keep, carry, seen, (steps, every))
+            progress.keep(keep, carry, [steps, every], _stack(seen))
         if tell is not None:
             tell((n + 1) * every / steps, **{k: float(np.mean(v)) for k, v in seen[-1].items() if np.ndim(v) == 1})
-    return Fit(carry[0], jax.tree.map(lambda *x: np.stack(x), *seen))
+    return Fit(carry[0], _stack(seen))
 
 
-def _write(file: Path, carry: Tree, seen: list[Tree], plan: tuple[int, int]) -> None:
-    """Keep the carry and what was seen, at once: a kill leaves the old file or the new one."""
-    leaves = [np.asarray(x) for x in jax.tree.leaves(carry)] + [x for s in seen for _, x in sorted(s.items())]
-    about = json.dumps({"plan": plan, "chunks": len(seen), "names": sorted(seen[0])})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    with new.open("wb") as f:
-        arrays: dict[str, Any] = {str(i): x for i, x in enumerate(leaves)}
-        np.savez(f, about=about, **arrays)
-        os.fsync(f.fileno())
-    new.replace(file)
-
-
-def _read(file: Path, like: Tree, plan: tuple[int, int]) -> tuple[Any, list[Tree]]:
-    """(carry, seen) as `_write` kept them; ConfigError for another run's file."""
-    with np.load(file, allow_pickle=False) as f:
-        leaves, about = [f[str(i)] for i in range(len(f.files) - 1)], json.loads(str(f["about"]))
-    flat, tree = jax.tree.flatten(like)
-    same = [(x.shape, x.dtype) for x in leaves[: len(flat)]] == [(x.shape, x.dtype) for x in flat]
-    if tuple(about["plan"]) != plan or not same:
-        raise ConfigError(f"{file}: expected the progress of this run, found another's: remove it to begin anew")
-    rest, names = leaves[len(flat) :], about["names"]
-    seen = [dict(zip(names, rest[i * len(names) :], strict=False)) for i in range(about["chunks"])]
-    return jax.tree.unflatten(tree, [jnp.asarray(x) for x in leaves[: len(flat)]]), seen
+def _stack(seen: list[Tree]) -> Tree:
+    """What was seen chunk by chunk, leaves (chunks, r, ...)."""
+    return jax.tree.map(lambda *x: np.stack(x), *seen)
