@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.layers.norm import l2_norm, rms_norm
+from jaxlm.layers.norm import l2_norm
 from jaxlm.layers.rope import Rope
 from jaxlm.mixers.attention import Attention
 from jaxlm.mixers.base import Mixer, leaf
-from jaxlm.ops.dense import dense, merge
 from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.taps import name
 from jaxlm.typing import Array, Params, State, wide
@@ -161,9 +160,7 @@ class CamelotAttention(Mixer):
         (b, t, _), size, a = x.shape, self.segment, self.attention
         whole = t if state is None else t + size - 1  # the most that the tokens and those before them can take
         state = self.start(params, b) if state is None else state
-        q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
-        if a.qk_norm:
-            q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
+        q, k, v = a.project(params, x)
         rows = _Rows(state["place"], t, size, -(-whole // size))
         k, v = rows.laid(k, state["k"].astype(k.dtype)), rows.laid(v, state["v"].astype(v.dtype))
         xs = rows.segments((rows.laid(q), k, v, rows.new)), rows.complete
@@ -176,8 +173,7 @@ class CamelotAttention(Mixer):
             return (memory, called & ~_rank(done, called)), y
 
         (memory, called), y = jax.lax.scan(one, (state["memory"], state["called"]), xs)
-        y = merge(rows.taken(y).astype(x.dtype), params["out"])
-        y = y + params["out_bias"].astype(y.dtype)[None, None] if a.bias else y
+        y = a.give(params, rows.taken(y).astype(x.dtype))
         kept = {n: rows.rest(new).astype(state[n].dtype) for n, new in (("k", k), ("v", v))}
         return y, {"memory": memory, "called": called, **kept, "place": (state["place"] + t) % size}
 

@@ -101,9 +101,7 @@ class Attention(Mixer):
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
         x, state, spoiled = isolate(starts, x, state)
-        q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
-        if self.qk_norm:
-            q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
+        q, k, v = self.project(params, x)
         if isinstance(self.position, Rope):
             number = positions(starts, None if state is None else state["length"], x.shape[1])
             place = number if self.sets is None else self.sets.places(number)
@@ -112,9 +110,19 @@ class Attention(Mixer):
         y, after = attention(q, k, v, state, starts, self.window, x.shape[1], bias=self.bias_of())
         if state is None and x.dtype != jnp.float64:  # float64 stays: its tests would see a float32 cache
             after = jax.tree.map(lambda a: a.astype(self.cache_dtype) if a.dtype == x.dtype else a, after)
+        return spoil(spoiled, self.give(params, y)), spoil(spoiled[:, -1], after)
+
+    def project(self, params: Params, x: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, not turned or scaled.   x (b, t, d) -> (b, t, h, k), (b, t, g, k), (b, t, g, k)"""
+        q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
+        if self.qk_norm:
+            q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
+        return q, k, v
+
+    def give(self, params: Params, y: Array) -> Array:
+        """What the heads found, mapped to the width.   y (b, t, h, k) -> (b, t, d)"""
         y = merge(y, params["out"])
-        y = y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y
-        return spoil(spoiled, y), spoil(spoiled[:, -1], after)
+        return y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y
 
     def bias_of(self) -> Bias | None:
         """What is added to the scores, by the numbers of queries and keys in their document."""

@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers.norm import rms_norm
 from jaxlm.layers.rope import Rope
 from jaxlm.mixers.attention import Attention
 from jaxlm.mixers.base import leaf
-from jaxlm.ops.dense import dense, merge
 from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.ops.sinks import sink_attention
 from jaxlm.typing import Array, Params, State, wide
@@ -69,14 +67,10 @@ class SinkAttention(Attention):
             if x.dtype == jnp.float64:  # stays, as in Attention
                 state = jax.tree.map(lambda a: a if a.dtype == jnp.int32 else a.astype(x.dtype), state)
         x, state, spoiled = isolate(starts, x, state)
-        q, k, v = (dense(x, params[n], params.get(f"{n}_bias")) for n in ("query", "key", "value"))
-        if self.qk_norm:
-            q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
+        q, k, v = self.project(params, x)
         q = (wide(q) * self.k**-0.5).astype(x.dtype)
         y, after = sink_attention(q, k, v, state, starts, self.last, self.turn, (self.far_query, self.far_key))
-        y = merge(y, params["out"])
-        y = y + params["out_bias"].astype(y.dtype)[None, None] if self.bias else y
-        return spoil(spoiled, y), spoil(spoiled[:, -1], after)
+        return spoil(spoiled, self.give(params, y)), spoil(spoiled[:, -1], after)
 
 
 class LambdaAttention(SinkAttention):
