@@ -1,7 +1,7 @@
 """A model is a value: frozen hyperparameters, weights declared once, everything else a fold over that declaration.
 
-class Linear(Module):                                   frozen dataclass: hashable, equal by value, printable
-    def params(self): return {"w": Spec(...)}           the one declaration
+    class Linear(Module):                                   frozen dataclass: hashable, equal by value, printable
+        def params(self): return {"w": Spec(...)}           the one declaration
 
 init(module, key)       values; a leaf's key comes from its path, so a new weight never changes its neighbours
 abstract(module)        shapes and dtypes
