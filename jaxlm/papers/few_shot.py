@@ -55,17 +55,17 @@ class Settings:
     segment: int = 10
     channels: int = 32
     reduce: str = "stride"
-    pretrain: int = 800
+    pretrain: int = 1600
     pairs: int = 96
     width: int = 64
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: tuple[int, ...] = (4000, 5000, 1000)
+    steps: tuple[int, ...] = (6000, 5000, 1000)
     batch: tuple[int, ...] = (32, 16)
     rate: float = 2e-3
     seeds: int = 1
-    trials: int = 400
+    trials: int = 800
     baselines: bool = True
 
 
@@ -82,8 +82,8 @@ def seen_by(
     """Conv-4, trained on the 'train' splits to match two items of a class, and all drawings as its features.
 
     banks   a name each, of split: (classes, items, 28, 28) uint8
-    ->      as banks, (classes, items, features), of unit length, then standardised over 'train'; where `pretrain` is 0
-            the drawings themselves
+    ->      as banks, (classes, items, features), of unit length, then centred and scaled by 'train'; the drawings
+            themselves where `pretrain` is 0
     """
     vision = Conv4(s.channels, reduce=s.reduce)
     if not s.pretrain:
@@ -114,7 +114,8 @@ def seen_by(
 
     seen = jax.tree.map(features, banks)
     known = np.concatenate([bank["train"].reshape(-1, vision.features) for bank in seen.values()])
-    mean, std = known.mean(0), known.std(0) + 1e-6
+    mean = known.mean(0)
+    std = (known - mean).std()  # one for all channels: the cosines that were trained stay what they are
     return vision, jax.tree.map(lambda x: jnp.asarray((x - mean) / std), seen)
 
 
