@@ -10,7 +10,8 @@ from jax.test_util import check_grads
 from tolerance import close
 
 from jaxlm.errors import ShapeError
-from jaxlm.ops.attention import attention, attention_fused, attention_naive, cache_size, positions
+from jaxlm.ops.attention import attention, attention_fused, attention_naive
+from jaxlm.ops.cache import cache_size, positions
 
 B, H, K, V = 2, 4, 6, 5
 run = jax.jit(attention, static_argnames=("window", "room", "block"))

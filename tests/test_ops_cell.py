@@ -67,25 +67,31 @@ def test_a_start_shuts_the_past_out_even_when_it_is_nan():
     close(jax.grad(late)(state), jax.tree.map(np.zeros_like, state))
 
 
-def test_second_derivatives_are_those_of_the_loop(x64):
-    """Forward over reverse and reverse over reverse: the kept sums must not stand still while the weights move."""
-    maps, x, state, fresh, _ = example(5, dtype=np.float64)
+def test_both_modes_to_the_second_order_are_those_of_the_loop(x64):
+    """Forward, and forward over reverse, reverse over reverse, reverse over forward: the kept sums must not stand still
+    while the weights move."""
+    maps, x, state, fresh, starts = example(5, dtype=np.float64)
+    way = jax.tree.map(np.cos, (maps, x, state, fresh))
 
     def products(form):
-        def loss(maps, x):
-            return jnp.sum(form(step, maps, x, state, None, fresh)[0] ** 2)
-
-        grad = jax.grad(loss, (0, 1))
-        way = jax.tree.map(np.cos, (maps, x))
+        def loss(maps, x, state, fresh):
+            return jnp.sum(form(step, maps, x, state, starts, fresh)[0] ** 2)
 
         def along(*args):
-            return sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (grad(*args), way)), strict=True))
+            return jax.jvp(loss, args, way)[1]
 
-        return jax.jvp(grad, (maps, x), way)[1], jax.grad(along, (0, 1))(maps, x)
+        def against(*args):
+            grads = jax.grad(loss, (0, 1, 2, 3))(*args)
+            return sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (grads, way)), strict=True))
+
+        args = (maps, x, state, fresh)
+        second = jax.jvp(jax.grad(loss, (0, 1, 2, 3)), args, way)[1]
+        return along(*args), second, *(jax.grad(f, (0, 1, 2, 3))(*args) for f in (against, along))
 
     got, want = jax.jit(lambda: (products(lambda *a: cell(*a, every=2)), products(cell_naive)))()
     close(got, want, "float64")
-    close(got[0], got[1], "float64")
+    close(got[1], got[2], "float64")
+    close(got[1], got[3], "float64")
 
 
 def test_many_models_at_once():
@@ -106,12 +112,12 @@ def test_weights_gradients_are_made_outside_of_the_step():
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "dot_general":
                 yield depth, eqn.outvars[0].aval.shape
-            inner = eqn.params.get("jaxpr")
+            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
             if inner is not None:
                 yield from products(getattr(inner, "jaxpr", inner), depth + (eqn.primitive.name == "scan"))
 
     shapes = list(products(jaxpr.jaxpr, 0))
-    assert {depth for depth, shape in shapes if shape == (N + D + 1, M)} == {1}
+    assert {depth for depth, shape in shapes if shape == (M, N + D + 1)} == {1}
     assert {shape[0] for depth, shape in shapes if depth == 2} == {B}
 
 

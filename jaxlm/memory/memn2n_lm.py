@@ -8,7 +8,7 @@ from jaxlm.initializers import Normal
 from jaxlm.mixers.base import leaf
 from jaxlm.models.tokens import Constrain, TokenModel
 from jaxlm.module import Spec, materialize
-from jaxlm.ops.attention import positions
+from jaxlm.ops.cache import positions
 from jaxlm.ops.dense import dense
 from jaxlm.sharding import identity
 from jaxlm.taps import name

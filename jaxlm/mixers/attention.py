@@ -10,7 +10,8 @@ from jaxlm.layers.position import ALiBi, Sets
 from jaxlm.layers.rope import Rope
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
-from jaxlm.ops.attention import Bias, attention, cache_size, positions
+from jaxlm.ops.attention import Bias, attention
+from jaxlm.ops.cache import cache_size, positions
 from jaxlm.ops.dense import dense, merge
 from jaxlm.ops.isolate import isolate, spoil
 from jaxlm.typing import Array, Params, State, wide

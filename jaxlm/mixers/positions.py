@@ -7,7 +7,7 @@ from jaxlm.initializers import Normal
 from jaxlm.layers.position import Sets
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
-from jaxlm.ops.attention import positions
+from jaxlm.ops.cache import positions
 from jaxlm.typing import Array, Params, State
 
 

@@ -1,8 +1,9 @@
 """Nonlinear cells over time: small products in the loop, the gradients of their weights in one product a segment.
 
 Autodiff of a loop adds an outer product to every weight's gradient at every step. Here the forward pass keeps the
-pre-activations and one state a segment. The backward pass runs a segment's steps again from the kept pre-activations,
-which costs no product, goes back through them, and then makes each weight's gradient in one product over the segment.
+pre-activations and one state a segment. The tangent of a segment runs its steps again from the kept pre-activations,
+which costs no product, and takes what the weights' tangents add to all of its steps in one product. So its transpose,
+the backward pass, goes back through the steps, and then makes each weight's gradient in one product.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def cell(
     every   steps of a segment, about           >= 1
     ->      ys (b, t, ...), at least float32;  the last state, as state
 
-    Products are taken in x's dtype. Differentiable in reverse mode, to any order, and forward over reverse.
+    Products are taken in x's dtype. Differentiable in both modes, to any order.
     """
     _check(maps, x, state, starts, every)
     fresh = jax.tree.map(jnp.zeros_like, state) if fresh is None else fresh
@@ -88,7 +89,7 @@ def cell_naive(
     return scan_naive(one, x, state, starts, fresh)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _run(
     step: Step, every: int, maps: Maps, xs: Array, starts: Array | None, state: Tree, fresh: Tree
 ) -> tuple[Array, Tree]:
@@ -97,7 +98,7 @@ def _run(
 
 
 def _forward(step: Step, every: int, maps: Maps, xs: Array, starts: Array | None, state: Tree, fresh: Tree):
-    """The result, and what the backward pass reads: per piece, pre-activations (s, c, b, m) and states (s, b, ...)."""
+    """The result, and what its tangent reads: per piece, pre-activations (s, c, b, m) and states (s, b, ...)."""
     weights = _columns(maps, xs.dtype)
 
     def one(state: Tree, at: Any) -> tuple[Tree, Any]:
@@ -115,18 +116,19 @@ def _forward(step: Step, every: int, maps: Maps, xs: Array, starts: Array | None
         ys.append(y.reshape(-1, *y.shape[2:]))
         kept.append(k)
     ys = ys[0] if len(ys) == 1 else jnp.concatenate(ys)
-    return (ys, state), (maps, xs, starts, fresh, kept)
+    return (ys, state), kept
 
 
-def _backward(step: Step, every: int, residuals: Any, back: Any):
-    """Gradients by maps, xs, state and fresh."""
-    maps, xs, starts, fresh, kept = residuals
-    dys, dstate = back
-    weights = _columns(maps, xs.dtype)
+@_run.defjvp
+def _tangent(step: Step, every: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """The result and its tangent, which is a loop over segments whose transpose is the backward pass."""
+    maps, xs, starts, state, fresh = primals
+    dmaps, dxs, _, dstate, dfresh = tangents
+    result, kept = _forward(step, every, maps, xs, starts, state, fresh)
+    weights, dmaps = _columns(maps, xs.dtype), jax.tree.map(wide, dmaps)  # a sum over segments, once transposed
 
-    def segment(carry: Any, piece: Any) -> tuple[Any, Array]:
-        dlast, dmaps, dfresh = carry
-        x, start, dy, (sums, first) = piece
+    def segment(dfirst: Tree, piece: Any) -> tuple[Tree, Array]:
+        dx, x, start, (sums, first) = piece
 
         def again(state: Tree, us: dict[str, Gates], fresh: Tree) -> tuple[Any, dict[str, Array]]:
             def one(state: Tree, at: Any) -> tuple[Tree, Any]:
@@ -145,24 +147,16 @@ def _backward(step: Step, every: int, residuals: Any, back: Any):
             return (ys, last), read
 
         us = {name: _drives(w, x) for name, w in weights.items()}  # never computed but for second derivatives
-        _, pull, read = jax.vjp(again, first, us, fresh, has_aux=True)
-        dfirst, dsums, df = pull((dy, dlast))
-        dmaps = {name: _grow(dmaps[name], read[name], x, dsums[name]) for name in maps}
-        pairs = [pair for n in maps for pair in zip(dsums[n], weights[n].input, strict=True)]
-        dx = jax.tree.reduce(jnp.add, [wide(_product(g.astype(x.dtype), a.T)) for g, a in pairs])
-        return (dfirst, dmaps, dfresh if start is None else jax.tree.map(jnp.add, dfresh, df)), dx.astype(x.dtype)
+        _, push, read = jax.linearize(again, first, us, fresh, has_aux=True)
+        dus = {name: _shifts(dmaps[name], weights[name], read[name], x, dx) for name in maps}
+        dys, dlast = push(dfirst, dus, dfresh)
+        return dlast, dys
 
-    none = lambda tree: jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w).dtype), tree)  # noqa: E731
-    carry, dxs = (dstate, none(maps), none(fresh)), []
-    for piece, k in reversed(list(zip(_pieces((xs, starts, dys), every), kept, strict=True))):
-        carry, dx = jax.lax.scan(segment, carry, (*piece, k), reverse=True)
-        dxs.insert(0, dx.reshape(-1, *dx.shape[2:]))
-    dstate, dmaps, dfresh = carry
-    dmaps = jax.tree.map(lambda g, w: g.astype(w.dtype), dmaps, maps)
-    return dmaps, dxs[0] if len(dxs) == 1 else jnp.concatenate(dxs), None, dstate, dfresh
-
-
-_run.defvjp(_forward, _backward)
+    dys = []
+    for piece, k in zip(_pieces((dxs, xs, starts), every), kept, strict=True):
+        dstate, dy = jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), dstate, (*piece, k))
+        dys.append(dy.reshape(-1, *dy.shape[2:]))
+    return result, (dys[0] if len(dys) == 1 else jnp.concatenate(dys), dstate)
 
 
 class Columns(NamedTuple):
@@ -222,20 +216,19 @@ def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
     return tuple(u + h[:, g * m : (g + 1) * m] for g, u in enumerate(_drives(w, x)))
 
 
-def _grow(grads: Affine, v: Array, x: Array, dsums: Gates) -> Affine:
-    """Gradients with a segment's share added: [v x 1]' dsums holds those of W, A and b.
+def _shifts(dmap: Affine, w: Columns, v: Array, x: Array, dx: Array) -> Gates:
+    """Tangents of the sums at a known v: [v x 1] d[W A b] + dx A, gate by gate; transposed, one product a segment.
 
-    v (c, b, n), x (c, b, d), dsums g of (c, b, m)
+    v (c, b, n); x, dx (c, b, d)
     """
-    n, d = v.shape[-1], x.shape[-1]
-    left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1).reshape(-1, n + d + 1)
+    left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+    right = jnp.concatenate([dmap.hidden, dmap.input, dmap.bias[None]])
 
-    def share(g: Array) -> Array:
-        right = g.astype(x.dtype).reshape(-1, g.shape[-1])
-        return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=g.dtype)
+    def shift(g: int) -> Array:
+        of_maps = jnp.matmul(left, right[:, g].astype(x.dtype), preferred_element_type=right.dtype)
+        return of_maps + wide(_product(dx, w.input[g]))
 
-    new = jnp.stack([share(g) for g in dsums], axis=1)
-    return jax.tree.map(lambda old, new: old + new.astype(old.dtype), grads, Affine(new[n : n + d], new[-1], new[:n]))
+    return tuple(shift(g) for g in range(right.shape[1]))
 
 
 @jax.custom_jvp

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.errors import ShapeError
-from jaxlm.ops.attention import cut, documents, keep, positions
+from jaxlm.ops.attention import cut
+from jaxlm.ops.cache import documents, keep, positions
 from jaxlm.typing import Array, wide
 
 

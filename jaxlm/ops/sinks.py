@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.ops.attention import cut, documents, keep, neighbours, positions, window_block
+from jaxlm.ops.attention import cut, neighbours, window_block
+from jaxlm.ops.cache import documents, keep, positions
 from jaxlm.typing import Array, wide
 
 Turn = Callable[[Array, Array], Array]
