@@ -46,7 +46,7 @@ def cell(
     state: Tree,
     starts: Array | None = None,
     fresh: Tree = None,
-    every: int = 16,
+    every: int = 8,
 ) -> tuple[Array, Tree]:
     """Run `step(state, mix) -> (y, state)` over time; `mix(name, v)` gives the gates x_n A + b + v W, each (b, m).
 
@@ -125,7 +125,7 @@ def _tangent(step: Step, every: int, primals: Any, tangents: Any) -> tuple[Any, 
     maps, xs, starts, state, fresh = primals
     dmaps, dxs, _, dstate, dfresh = tangents
     result, kept = _forward(step, every, maps, xs, starts, state, fresh)
-    weights, dmaps = _columns(maps, xs.dtype), jax.tree.map(wide, dmaps)  # a sum over segments, once transposed
+    weights, dweights = _columns(maps, xs.dtype), {name: _rows(dmaps[name]) for name in maps}
 
     def segment(dfirst: Tree, piece: Any) -> tuple[Tree, Array]:
         dx, x, start, (sums, first) = piece
@@ -148,7 +148,7 @@ def _tangent(step: Step, every: int, primals: Any, tangents: Any) -> tuple[Any, 
 
         us = {name: _drives(w, x) for name, w in weights.items()}  # never computed but for second derivatives
         _, push, read = jax.linearize(again, first, us, fresh, has_aux=True)
-        dus = {name: _shifts(dmaps[name], weights[name], read[name], x, dx) for name in maps}
+        dus = {name: _shifts(dweights[name], weights[name], read[name], x, dx) for name in maps}
         dys, dlast = push(dfirst, dus, dfresh)
         return dlast, dys
 
@@ -216,19 +216,26 @@ def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
     return tuple(u + h[:, g * m : (g + 1) * m] for g, u in enumerate(_drives(w, x)))
 
 
-def _shifts(dmap: Affine, w: Columns, v: Array, x: Array, dx: Array) -> Gates:
+def _rows(w: Affine) -> Gates:
+    """[W A b] gate by gate, g of (m, n + d + 1), at least float32: a gradient in this form grows without a copy."""
+    joint = wide(jnp.concatenate([w.hidden, w.input, w.bias[None]]))
+    return tuple(joint[:, g].T for g in range(joint.shape[1]))
+
+
+def _shifts(dweight: Gates, w: Columns, v: Array, x: Array, dx: Array) -> Gates:
     """Tangents of the sums at a known v: [v x 1] d[W A b] + dx A, gate by gate; transposed, one product a segment.
 
     v (c, b, n); x, dx (c, b, d)
     """
     left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
-    right = jnp.concatenate([dmap.hidden, dmap.input, dmap.bias[None]])
 
-    def shift(g: int) -> Array:
-        of_maps = jnp.matmul(left, right[:, g].astype(x.dtype), preferred_element_type=right.dtype)
-        return of_maps + wide(_product(dx, w.input[g]))
+    def shift(dw: Array, a: Array) -> Array:
+        of_maps = jax.lax.dot_general(
+            left, dw.astype(x.dtype), (((2,), (1,)), ((), ())), preferred_element_type=dw.dtype
+        )
+        return of_maps + wide(_product(dx, a))
 
-    return tuple(shift(g) for g in range(right.shape[1]))
+    return tuple(map(shift, dweight, w.input))
 
 
 @jax.custom_jvp
