@@ -1,8 +1,8 @@
 """The adding problem over 2,000 steps (Rusch et al. 2022, section 5, figure 1): LEM solves it, an LSTM does not.
 
 A sequence of 2,000 numbers, two of them marked: the sum of these two is asked after the last. Fresh sequences in every
-step, batches of 50, Adam, as in the paper. Different on the cpu budget: narrower models, one seed, fewer steps, and the rate
-falls to zero over the last quarter of them.
+step, batches of 50, Adam, as in the paper. Different on the cpu budget: narrower models, one seed, fewer steps, and the
+rate falls to zero over the last quarter of them.
 """
 
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ class Settings:
 
 BUDGETS = {
     "smoke": Settings(width=4, batch=4, steps=2, every=1, valid=10, test=20, side=7),
-    "cpu": Settings(width=64, batch=64, steps=800, every=50),
+    "cpu": Settings(width=64, batch=64, steps=2000, every=50),
     "gpu": Settings(),
 }
 
