@@ -21,18 +21,17 @@ def block(name: str) -> Block:
     return Block(make(name, WIDTH), SwiGLU(WIDTH))
 
 
-HYBRID = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
+MIXED = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
 PARALLEL = Block(Attention(WIDTH, position=None, bias=True), MLP(WIDTH), LayerNorm(WIDTH), residual="parallel")
 MODELS = {
     "Block": Subject(block("LEM")),
-    "Stack": Subject(Stack(block("LEM"), 2)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
-    "Stack hybrid": Subject(Stack(HYBRID, 6, "dots")),
+    "Stack hybrid": Subject(Stack(MIXED[:2], 4, "dots")),
     "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
     "LM chain": Subject(
         LM(VOCAB, WIDTH, Chain((LearnedPositions(WIDTH, 2**15), Stack(PARALLEL, 2))), scale=1.0), VOCAB
     ),
-    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(HYBRID[1:], 2), tied=False), VOCAB),
+    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(MIXED[1:], 2), tied=False), VOCAB),
     "MemN2NLM": Subject(MemN2NLM(VOCAB, WIDTH, hops=2, memory=8), VOCAB),
     "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),
 }

@@ -11,6 +11,7 @@ from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
 from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lstm import LSTM as LSTM
+from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
 from jaxlm.mixers.srwm import SRWM as SRWM

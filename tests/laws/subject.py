@@ -12,7 +12,8 @@ from jaxlm.module import init, map_specs
 
 BATCH = 4
 PREFIX = 7  # tokens before the start state
-LENGTHS = (3, 17, 49)  # odd; together 69, beyond one chunk of 16, 32 and 64
+# Odd, one more than chunks of 16 and 32, together (69) beyond one of 64; two are equal: each length is a program more.
+LENGTHS = (3, 33, 33)
 WHOLE = sum(LENGTHS)
 ROOM = PREFIX + WHOLE + LENGTHS[0]
 
