@@ -75,6 +75,31 @@ def _pooled(x: Array) -> Array:
     return x[:, : high // 2 * 2, : wide // 2 * 2].reshape(n, high // 2, 2, wide // 2, 2, c).max((2, 4))
 
 
+def jittered(key: Array, images: Array, turn: float = 0.25, zoom: float = 0.15, shift: float = 2.0) -> Array:
+    """Each image turned, stretched, sheared and moved a little at random, read between its pixels.
+
+    images  (n, size, size) floats -> the same
+    turn    largest angle and shear, radians
+    zoom    largest logarithm of the stretch along either axis
+    shift   largest move along either axis, pixels
+    """
+    n, size = images.shape[:2]
+    angle, shear, logs, moves = (
+        jax.random.uniform(k, (n, *more), minval=-most, maxval=most)
+        for k, most, more in zip(jax.random.split(key, 4), (turn, turn, zoom, shift), ((), (), (2,), (2,)), strict=True)
+    )
+    middle = (size - 1) / 2
+    line = jnp.arange(size, dtype=jnp.float32) - middle
+    places = jnp.stack(jnp.meshgrid(line, line, indexing="ij"))
+
+    def one(image: Array, a: Array, h: Array, z: Array, m: Array) -> Array:
+        sheared = jnp.stack([jnp.cos(a), h * jnp.cos(a) - jnp.sin(a), jnp.sin(a), h * jnp.sin(a) + jnp.cos(a)])
+        at = jnp.einsum("ij,jyx->iyx", sheared.reshape(2, 2) * jnp.exp(z)[:, None], places) + m[:, None, None] + middle
+        return jax.scipy.ndimage.map_coordinates(image, list(at), order=1)
+
+    return jax.vmap(one)(images, angle, shear, logs, moves)
+
+
 class FewShot(Module):
     """Few-shot classification by a sequence model (Irie et al. 2022, section 4.2).
 

@@ -5,9 +5,9 @@ Delayed: each drawing is asked for, its label comes with the next one. Two tasks
 or the reverse; SRWM goes on from its delayed weights, its state carried all along, or begun anew at every segment, or
 where the second task begins. Differs from the paper: eight alphabets (242 characters, split by character) in place of
 fifty, and digits (the same ten in training and test, other images) in place of Mini-ImageNet; images are seen by a
-Conv-4 that is trained first, as a matching network (quarter turns as further classes), then frozen, the same for all
-models (with `pretrain` 0 everything is trained end to end, as in the paper); an image without a label has an empty
-slot, not class 0.
+Conv-4 that is trained first, as a matching network (on drawings a little moved and turned; quarter turns as further
+classes), then frozen, the same for all models (with `pretrain` 0 everything is trained end to end, as in the paper); an
+image without a label has an empty slot, not class 0.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from jaxlm.layers.norm import LayerNorm, l2_norm
 from jaxlm.mixers import LSTM, DeltaNet, Mixer
 from jaxlm.mixers.srwm import SRWM, FakeSR
 from jaxlm.models.episodes import Episodes, delayed, distinct, synchronous, two_tasks
-from jaxlm.models.few_shot import Conv4, FewShot
+from jaxlm.models.few_shot import Conv4, FewShot, jittered
 from jaxlm.module import init
 from jaxlm.ops.losses import nats
 from jaxlm.papers.result import Claim, Lab, Result
@@ -61,7 +61,7 @@ class Settings:
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: tuple[int, ...] = (6000, 5000, 1000)
+    steps: tuple[int, ...] = (6000, 8000, 2000)
     batch: tuple[int, ...] = (32, 16)
     rate: float = 2e-3
     seeds: int = 1
@@ -91,9 +91,10 @@ def seen_by(
     train = [jnp.asarray(bank["train"]) for bank in banks.values()]
 
     def loss(params: Params, key: Array, step: Array) -> Array:
-        own = jax.random.split(key, len(train))
+        move, *own = jax.random.split(key, 1 + len(train))
         pairs = [_pairs(k, bank, min(s.pairs, bank.shape[0])) for k, bank in zip(own, train, strict=True)]
-        both = l2_norm(vision.apply(params, jnp.concatenate(pairs, axis=1).reshape(-1, vision.size, vision.size)))
+        images = jnp.concatenate(pairs, axis=1).reshape(-1, vision.size, vision.size)
+        both = l2_norm(vision.apply(params, jittered(move, images.astype(jnp.float32) / 255)))
         one, other = jnp.split(both, 2)
         near = SHARPNESS * one @ other.T
         names = jnp.arange(near.shape[0])
