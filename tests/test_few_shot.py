@@ -15,7 +15,7 @@ from jaxlm.layers.mlp import MLP
 from jaxlm.layers.norm import LayerNorm
 from jaxlm.mixers.srwm import SRWM, FakeSR
 from jaxlm.models.episodes import delayed, instance, synchronous, two_tasks
-from jaxlm.models.few_shot import Conv4, FewShot
+from jaxlm.models.few_shot import Conv4, FewShot, jittered
 from jaxlm.module import init
 
 WAYS, CLASSES, ITEMS = 5, 9, 8
@@ -171,6 +171,23 @@ def test_conv4_in_numpy(reduce):
     assert got.shape == (2, vision.features)
     close(got, np.float32(want))
     close(jax.jit(vision.apply)(params, images.astype(np.float32) / 255), got)
+
+
+def test_jitter_is_a_small_affine_map_of_each_image():
+    """Read from ramps, whose values are the places that are looked at: affine, each its own, within the bounds."""
+    n, size, middle = 40, 17, 8
+    ramps = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij")).astype(np.float32)
+    same = jax.jit(jittered, static_argnums=(2, 3, 4))
+    assert np.array_equal(same(jax.random.key(0), ramps, 0.0, 0.0, 0.0), ramps)
+    at = np.stack([same(jax.random.key(1), np.tile(ramp, (n, 1, 1)), 0.2, 0.1, 2.0) for ramp in ramps], axis=1)
+    near = at[:, :, middle - 3 : middle + 4, middle - 3 : middle + 4]
+    assert np.abs(np.diff(near, 2, axis=2)).max() < 1e-4 and np.abs(np.diff(near, 2, axis=3)).max() < 1e-4
+    moves = at[:, :, middle, middle] - middle
+    assert 1.5 < np.abs(moves).max() <= 2.0 + 1e-5
+    slopes = np.stack([np.diff(near, axis=2).mean((2, 3)), np.diff(near, axis=3).mean((2, 3))], axis=-1)
+    own = np.linalg.det(slopes)  # of a turn 1, of a shear 1: what is left is the stretch along both axes
+    assert np.exp(-0.2) <= own.min() < 0.95 and 1.05 < own.max() <= np.exp(0.2)
+    assert 0.1 < np.abs(slopes[:, 0, 1]).max() < 0.5
 
 
 def test_published_sizes():
