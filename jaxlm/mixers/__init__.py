@@ -11,10 +11,12 @@ from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
 from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lstm import LSTM as LSTM
+from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
 from jaxlm.mixers.srwm import SRWM as SRWM
+from jaxlm.mixers.tnl import TNL as TNL
 
 # What was imported above is what is registered: the names of this file are the only list.
 MIXERS: dict[str, type[Mixer]] = {
