@@ -6,11 +6,11 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-# Read once when the backend starts. Compiling dominates this suite: no polish, and fusions by the older, quicker code
-# generator where this jaxlib has it (an unknown flag ends the process).
+# Read once when the backend starts. Compiling dominates this suite: no polish, and, where this jaxlib has the options
+# (an unknown one ends the process), fusions by the older, quicker code generator, and each program in one piece.
 QUICK = ["--xla_backend_optimization_level=0"]
 if metadata.version("jaxlib").startswith("0.10."):
-    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+    QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
 os.environ.setdefault("MPLBACKEND", "agg")
 
