@@ -12,6 +12,8 @@ from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lstm import LSTM as LSTM
 from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
+from jaxlm.mixers.mlstm import MLSTM as MLSTM
+from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
