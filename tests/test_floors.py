@@ -15,7 +15,7 @@ FLOORS = [
     ("ops",),
     ("layers",),
     ("mixers", "blocks"),
-    ("models", "memory", "data"),
+    ("models", "memory", "data", "tasks"),
     ("codec", "files", "session", "generate"),
     ("train",),
     ("theory", "lenses", "compress", "bridges"),
