@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": "write text: jaxlm sample RUN --prompt TEXT --tokens N, or --pretrained DIR for Hugging Face weights",
     "eval": "bits per byte of a run on held-out text or a file: jaxlm eval RUN [--data FILE]",
     "reproduce": "a paper's table or figure: jaxlm reproduce NAME [--budget smoke|cpu|gpu], or --list",
+    "bench": "what each mixer can do and costs: jaxlm bench capability [--mixers ...] [--tasks ...]",
     "papers": "the papers that the library holds: where each lives, its check, its last result",
     "mixers": "the table of mixers: paper, weights, state bytes, cost per token, forms",
 }

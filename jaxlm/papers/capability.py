@@ -1,0 +1,139 @@
+"""The capability card: every mixer on every synthetic task, at one small size and budget, and what each costs.
+
+No paper's table: the separations that the literature knows, measured side by side. A model is one-hot tokens, two
+blocks of the mixer and an MLP, a readout at every place; it trains on fresh sequences of one length and is tested there
+and at four times the length. Several seeds train in one program; the best counts, for the question is what a mixer can
+do. Accuracies are scaled: 0 is the best constant answer, 1 all right. Costs are of the mixer alone.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm import tasks
+from jaxlm.papers._capability import Settings, cost_of, learn, mixer_of, mixers_of, model_of, tasks_of
+from jaxlm.papers.result import Claim, Lab, Result
+
+TITLE = "Capability card"
+ROWS = ()
+NEEDS = ()
+
+CELLS = ("LSTM", "GRU", "LEM")
+TURNS = ("DeltaNet to -1", "GatedDeltaNet to -1")  # transitions with eigenvalues down to -1
+DECAYS = (
+    "LinearAttention",
+    "GLA",
+    "HGRN2",
+    "RetNet",
+    "Mamba",
+    "Mamba2",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "RGLRU",
+    "MinGRU",
+)
+MATRICES = ("Attention", "LinearAttention", "DeltaNet", "GatedDeltaNet", *TURNS)
+VECTORS = ("LSTM", "GRU", "LEM", "RGLRU", "HGRN", "MinGRU", "MinLSTM")
+UNLEARNED = 0.5  # scaled accuracy below which a task counts as not learned
+
+# What is known of classes of mixers: (what, task, where, mixers, what one of them reaches; None: none of them learns).
+SEPARATIONS = (
+    ("parity, nonlinear cells", "Parity", "far", CELLS, 0.9),
+    ("parity, eigenvalues to -1", "Parity", "far", TURNS, 0.8),
+    ("parity, transitions in [0, 1]", "Parity", "far", DECAYS, None),
+    ("parity, attention", "Parity", "far", ("Attention",), None),
+    ("sum mod 5, nonlinear cells", "Sum", "near", CELLS, 0.8),
+    ("sum mod 5, transitions in [0, 1]", "Sum", "near", DECAYS, None),
+    ("recall, attention and matrix memories", "MQAR", "near", MATRICES, 0.9),
+    ("recall, vector states", "MQAR", "near", VECTORS, None),
+)
+
+
+FEW = ("Attention", "LinearAttention", "GLA", "RGLRU", "DeltaNet", "DeltaNet to -1", "LSTM", "LEM")
+BUDGETS = {
+    "smoke": Settings(("LSTM",), ("Parity",), 8, 8, 1, 8, 2, 4, 4, 1e-3, 2, 4, 16, 1, 1),
+    "cpu": Settings(FEW, ("Parity", "Sum", "FlipFlop", "MQAR")),
+    "gpu": Settings(steps=4000, seeds=4, trials=1024, timed=4096),
+}
+
+
+def run(s: Settings, lab: Lab) -> Result:
+    """Train every pair, measure every mixer."""
+    rows, columns = mixers_of(s.mixers), tasks_of(s.tasks)
+    card: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in rows}
+    for i, (name, column) in enumerate(product(rows, columns)):
+        low, high = (0.9 * (i + n) / len(rows) / len(columns) for n in (0, 1))
+        card[name][column] = pair(name, column, s, lab.part(f"{name} {column}", low, high))
+    costs = {}
+    for i, name in enumerate(rows if s.timed else ()):
+        costs[name] = cost_of(mixer_of(name, s.width), s.timed, s.rows, s.repeats)
+        lab.tell(0.9 + 0.1 * (i + 1) / len(rows))
+    note = (
+        f"width {s.width}, {s.depth} blocks, {s.steps} steps of {s.batch} sequences of {s.length} tokens (or the "
+        f"task's least), tested at {s.far} times the length; the best of {s.seeds} seeds; accuracy scaled, 0 is chance",
+        f"costs of one mixer at {s.timed} tokens, {s.rows} rows, on {jax.devices()[0].device_kind}",
+    )
+    return Result((*known(card), *best(card)), {"card": card, "costs": costs, "far": s.far}, note)
+
+
+def pair(name: str, column: str, s: Settings, lab: Lab) -> dict[str, Any]:
+    """near, far: scaled accuracies of the seed that is best at the training length; all: of every seed; curve."""
+    task = tasks.make(column)
+    length = max(s.length, task.shortest)
+    model = model_of(mixer_of(name, s.width), task, s.depth, s.hidden)
+    found = learn(model, task, length, s, lab)
+    both = {
+        where: [tasks.scaled(float(a), task.chance(n)) for a in found[where]]
+        for where, n in (("near", length), ("far", s.far * length))
+    }
+    first = int(np.argmax(both["near"]))
+    return {**{where: x[first] for where, x in both.items()}, "all": both, "curve": found["curve"], "length": length}
+
+
+def known(card: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """The known separations that the card can judge: of each, the best mixer of a class."""
+    out = []
+    for what, task, where, names, least in SEPARATIONS:
+        own = [card[name][task][where] for name in names if task in card.get(name, ())]
+        place = {"near": "at the training length", "far": "beyond it"}[where]
+        if own:
+            band = {"high": UNLEARNED} if least is None else {"low": least}
+            out.append(Claim(f"{what}: the best of {len(own)} {place}", max(own), **band))
+    return out
+
+
+def best(card: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """What the best mixer of the card reaches on each task; not judged."""
+    columns = next(iter(card.values()))
+    return [Claim(f"{task}: the best of the card", max(own[task]["near"] for own in card.values())) for task in columns]
+
+
+def draw(figure, series) -> None:
+    """Two tables of colours, at the length and beyond; recall against the state's size; the two speeds."""
+    card, costs = series["card"], series["costs"]
+    rows, columns = list(card), list(next(iter(card.values())))
+    figure.set_size_inches(6 + 0.9 * len(columns), 3.5 + 0.45 * len(rows))
+    axes = figure.subplots(2, 2, height_ratios=(max(2, 0.5 * len(rows)), 3))
+    for ax, where, title in (
+        (axes[0, 0], "near", "at the training length"),
+        (axes[0, 1], "far", f"at {series['far']} times the length"),
+    ):
+        values = np.array([[card[r][c][where] for c in columns] for r in rows], float)
+        ax.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for i, j in np.ndindex(values.shape):
+            ax.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="black" if values[i, j] > 0.6 else "w")
+        ax.set(xticks=range(len(columns)), yticks=range(len(rows)), title=title)
+        ax.set_xticklabels(columns, rotation=45, ha="right")
+        ax.set_yticklabels(rows if where == "near" else [])
+    left, right = axes[1]
+    for name, cost in costs.items():
+        if "MQAR" in card[name]:
+            left.plot(max(cost["state"], 1), card[name]["MQAR"]["near"], "o")
+            left.annotate(name, (max(cost["state"], 1), card[name]["MQAR"]["near"]), fontsize=7)
+        right.plot(cost["training"], cost["decoding"], "o")
+        right.annotate(name, (cost["training"], cost["decoding"]), fontsize=7)
+    left.set(xlabel="bytes of state, one row", ylabel="MQAR", xscale="log", title="recall and the state's size")
+    right.set(xlabel="tokens a second, gradient", ylabel="decoding", xscale="log", yscale="log", title="speed here")
