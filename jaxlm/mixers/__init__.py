@@ -3,11 +3,13 @@
 from jaxlm.errors import ConfigError
 from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
+from jaxlm.mixers.delta_product import DeltaProduct as DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
 from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
 from jaxlm.mixers.gla import GLA as GLA
 from jaxlm.mixers.gru import GRU as GRU
 from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
+from jaxlm.mixers.kda import KDA as KDA
 from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lstm import LSTM as LSTM
