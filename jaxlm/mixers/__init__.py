@@ -8,6 +8,7 @@ from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
 from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
 from jaxlm.mixers.gla import GLA as GLA
 from jaxlm.mixers.gru import GRU as GRU
+from jaxlm.mixers.hgrn import HGRN as HGRN
 from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
 from jaxlm.mixers.kda import KDA as KDA
 from jaxlm.mixers.lem import LEM as LEM
