@@ -20,6 +20,15 @@ def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-6) -> Array:
     return y.astype(x.dtype)
 
 
+def layer_norm(x: Array, gain: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Array:
+    """(x - mean) / std * gain + bias, biased variance, over the last axis.   x (..., d); gain, bias (d), (h, d) or None"""
+    y = wide(x)
+    y = rms_norm(y - jnp.mean(y, axis=-1, keepdims=True), gain, eps)
+    if bias is not None:
+        y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+    return y.astype(x.dtype)
+
+
 def l2_norm(x: Array, eps: float = 1e-6) -> Array:
     """x / |x| over the last axis, finite with finite gradients at 0."""
     y = wide(x)
@@ -52,8 +61,4 @@ class LayerNorm(Module):
         }
 
     def apply(self, params: Params, x: Array) -> Array:
-        y = wide(x)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        gain, bias = (params[n].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,)) for n in ("gain", "bias"))
-        return (y * gain + bias).astype(x.dtype)
+        return layer_norm(x, params["gain"], params["bias"], self.eps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlm.initializers import Normal, Ones, Uniform, Zeros
 from jaxlm.layers.heads import divisor, head_gain
-from jaxlm.layers.norm import rms_norm
+from jaxlm.layers.norm import layer_norm
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.conv import conv
@@ -152,7 +152,7 @@ class MLSTM(Mixer):
         c = jax.nn.silu(c)
         q, k, v = (self.mix(params[n], a) for n, a in (("query", c), ("key", c), ("value", u)))
         h, after = self.remember(params, q, k, v, state, starts)
-        h = rms_norm(h - jnp.mean(h, axis=-1, keepdims=True), params["norm"], 1e-5).astype(x.dtype)
+        h = layer_norm(h, params["norm"]).astype(x.dtype)
         y = h.reshape(c.shape) + params["skip"].astype(x.dtype)[None, None] * c
         y = dense(y * jax.nn.silu(dense(x, params["gate"])), params["down"])
         return spoil(spoiled, y), spoil(spoiled[:, -1], after | {"conv": past})

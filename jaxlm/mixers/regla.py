@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxlm.initializers import Zeros
 from jaxlm.layers.heads import divisor, from_heads, head_gain, into_heads
-from jaxlm.layers.norm import rms_norm
+from jaxlm.layers.norm import layer_norm
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.module import Spec
 from jaxlm.ops.decay import decay
@@ -90,7 +90,7 @@ class ReGLA(Mixer):
         g = self.forget(params, x) + (earlier - m)[..., None]
         v = wide(dense(x, params["value"]))
         o, after = decay(q, jnp.exp(k - m[..., None]), v, g, None if state is None else state["S"], starts)
-        y = rms_norm(o - jnp.mean(o, axis=-1, keepdims=True), params["norm"], 1e-5)
+        y = layer_norm(o, params["norm"])
         y = (y + params["norm_bias"].astype(y.dtype)[None, None]).astype(x.dtype)
         after = {"S": after, "m": m[:, -1]}
         after = after if state is None else {n: a.astype(state[n].dtype) for n, a in after.items()}
