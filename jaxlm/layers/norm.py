@@ -21,7 +21,7 @@ def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-6) -> Array:
 
 
 def layer_norm(x: Array, gain: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Array:
-    """(x - mean) / std * gain + bias, biased variance, over the last axis.   x (..., d); gain, bias (d), (h, d) or None"""
+    """(x - mean) / std * gain + bias over the last axis, biased variance.   x (..., d); gain, bias (d) or (h, d)"""
     y = wide(x)
     y = rms_norm(y - jnp.mean(y, axis=-1, keepdims=True), gain, eps)
     if bias is not None:
