@@ -18,6 +18,7 @@ from jaxlm.mixers.lstm import LSTM as LSTM
 from jaxlm.mixers.mamba import Mamba as Mamba
 from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.mingru import MinGRU as MinGRU
+from jaxlm.mixers.minlstm import MinLSTM as MinLSTM
 from jaxlm.mixers.mlstm import MLSTM as MLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.retnet import RetNet as RetNet
