@@ -61,7 +61,7 @@ class Settings:
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: tuple[int, ...] = (6000, 8000, 2000)
+    steps: tuple[int, ...] = (6000, 8000, 8000)
     batch: tuple[int, ...] = (32, 16)
     rate: float = 2e-3
     seeds: int = 1
