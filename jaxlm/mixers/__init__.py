@@ -23,6 +23,7 @@ from jaxlm.mixers.mlstm import MLSTM as MLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
+from jaxlm.mixers.rwkv6 import RWKV6 as RWKV6
 from jaxlm.mixers.rwkv7 import RWKV7 as RWKV7
 from jaxlm.mixers.s5 import S5 as S5
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
