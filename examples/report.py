@@ -69,10 +69,11 @@ def page() -> str:
 
 
 def headline(name: str, record: Record) -> Record:
-    """The claim that its module names as HEADLINE, or the first that is judged."""
-    named = getattr(papers.result(name), "HEADLINE", None)
-    judged = [c for c in record["claims"] if c["passed"] is not None]
-    return next((c for c in record["claims"] if c["name"] == named), judged[0])
+    """The claim that its module names as HEADLINE, or the first that is judged, or the first."""
+    named, claims = getattr(papers.result(name), "HEADLINE", None), record["claims"]
+    return next(
+        (c for c in claims if c["name"] == named), next((c for c in claims if c["passed"] is not None), claims[0])
+    )
 
 
 def table() -> str:
@@ -82,7 +83,7 @@ def table() -> str:
         judged = [c["passed"] for c in record["claims"] if c["passed"] is not None]
         first = headline(name, record)
         what = f"{record['title']}: {first['name']}".replace("|", "\\|")
-        met = f"{sum(judged)} of {len(judged)}"
+        met = f"{sum(judged)} of {len(judged)}" if judged else ""
         cells = f"`{name}`", what, number(first["paper"]), number(first["ours"]), met, f"{record['seconds']:,.0f}"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
