@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.initializers import Constant, Ones, Zeros
+from jaxlm.layers.norm import layer_norm
 from jaxlm.module import Spec
 from jaxlm.typing import Array, Params, wide
 
@@ -31,11 +32,7 @@ def group_gains(h: int, k: int) -> dict[str, Spec]:
 
 def group_norm(params: Params, x: Array, eps: float) -> Array:
     """(x - mean) / std of each head, biased variance, times gain plus bias (Wu & He 2018).   x (b, t, h, k)"""
-    y = wide(x)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    gain, bias = (params[n].astype(y.dtype)[None, None] for n in ("gain", "bias"))
-    return (y * gain + bias).astype(x.dtype)
+    return layer_norm(x, params["gain"], params["bias"], eps)
 
 
 @dataclasses.dataclass(frozen=True)
