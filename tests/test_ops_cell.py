@@ -94,6 +94,21 @@ def test_both_modes_to_the_second_order_are_those_of_the_loop(x64):
     close(got[1], got[3], "float64")
 
 
+def test_bfloat16_weights_beside_float32_biases():
+    """As the trainer computes: products in bfloat16, gradients in the dtype of each weight, near those of float32."""
+    maps, x, state, fresh, starts = example(20)
+    low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), maps)
+    low = {name: w._replace(bias=maps[name].bias) for name, w in low.items()}
+    close_maps = {name: jax.tree.map(lambda w: w.astype(jnp.float32), w) for name, w in low.items()}
+
+    def grads(maps, x):
+        return jax.jit(jax.grad(lambda m: jnp.mean(cell(step, m, x, state, starts, fresh, 4)[0] ** 2)))(maps)
+
+    got, want = grads(low, x.astype(jnp.bfloat16)), grads(close_maps, x)
+    assert jax.tree.map(lambda g: g.dtype, got) == jax.tree.map(lambda w: w.dtype, low)
+    close(jax.tree.map(lambda g: g.astype(jnp.float32), got), want, jnp.bfloat16)
+
+
 def test_many_models_at_once():
     """Under vmap over weights each model is what it is alone."""
     maps, x, state, fresh, starts = example(9)

@@ -218,7 +218,7 @@ def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
 
 def _rows(w: Affine) -> Gates:
     """[W A b] gate by gate, g of (m, n + d + 1), at least float32: a gradient in this form grows without a copy."""
-    joint = wide(jnp.concatenate([w.hidden, w.input, w.bias[None]]))
+    joint = jnp.concatenate([wide(a) for a in (w.hidden, w.input, w.bias[None])])
     return tuple(joint[:, g].T for g in range(joint.shape[1]))
 
 
