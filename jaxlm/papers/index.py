@@ -50,11 +50,23 @@ ROWS = (
         ("babi", "babi-joint", "babi-10k", "memn2n-ptb"),
     ),
     Row(
+        100,
+        "Hierarchically Gated Recurrent Network (Qin et al. 2023)",
+        ("jaxlm.mixers.hgrn.HGRN",),
+        "scan in numpy, complex and real; floors rise with depth and hold; HGRN2 with one channel a head has its scan",
+    ),
+    Row(
         108,
         "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
         ("jaxlm.memory.induction", "jaxlm.memory.bigram_task"),
         "ideal outer products solve the task; order of events and in-context accuracy in training",
         ("birth", "birth-steps"),
+    ),
+    Row(
+        109,
+        "ReGLA: Refining Gated Linear Attention (Lu et al. 2025)",
+        ("jaxlm.mixers.regla.ReGLA",),
+        "recurrent = the paper's form; no later token moves an earlier one; the slope of a saturated gate",
     ),
     Row(
         123,
@@ -75,6 +87,12 @@ ROWS = (
         "HGRN2: Gated Linear RNNs with State Expansion (Qin et al. 2024)",
         ("jaxlm.mixers.hgrn2.HGRN2",),
         "the recurrence in numpy; chunked equals recurrent; the lower bound rises with depth",
+    ),
+    Row(
+        142,
+        "TransNormerLLM, lightning attention (Qin et al. 2023)",
+        ("jaxlm.mixers.tnl.TNL",),
+        "recurrent in numpy; three kinds of LRPE; the last layer hardly decays",
     ),
     Row(
         173,
