@@ -51,10 +51,23 @@ SEPARATIONS = (
     ("recall, vector states", "MQAR", "near", VECTORS, None),
 )
 
-
 FEW = ("Attention", "LinearAttention", "GLA", "RGLRU", "DeltaNet", "DeltaNet to -1", "LSTM", "LEM")
 BUDGETS = {
-    "smoke": Settings(("LSTM",), ("Parity",), 8, 8, 1, 8, 2, 4, 4, 1e-3, 2, 4, 16, 1, 1),
+    "smoke": Settings(
+        ("LSTM",),
+        ("Parity",),
+        width=8,
+        hidden=8,
+        depth=1,
+        length=8,
+        far=2,
+        batch=4,
+        steps=4,
+        trials=4,
+        timed=16,
+        rows=1,
+        repeats=1,
+    ),
     "cpu": Settings(FEW, ("Parity", "Sum", "FlipFlop", "MQAR")),
     "gpu": Settings(steps=4000, seeds=4, trials=1024, timed=4096),
 }
