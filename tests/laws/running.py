@@ -14,7 +14,6 @@ from laws.subject import (
     add,
     case,
     compiled,
-    copies,
     fill_row,
     floating,
     fresh,
@@ -118,10 +117,7 @@ def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, valu
 
 
 def row_alone(subject: Subject, seed: int = 0) -> None:
-    """3. Each row of a batch is what it is among copies of itself; the gradients of the weights are the sum over rows.
-
-    Copies instead of a batch of one: whatever rows tell each other shows, and no further program is compiled.
-    """
+    """3. Each row of a batch equals the row alone; the gradients of the weights are the sum over rows."""
     c, axes, t = case(subject, seed), subject.state_axes(), LENGTHS[1]
     given = {**c.given, "x": c.given["x"][:, :t]}
     starts = c.starts[:, :t].at[1, t // 2].set(True)
@@ -129,12 +125,12 @@ def row_alone(subject: Subject, seed: int = 0) -> None:
     out, grads = run(subject, given, starts, back)
     total = []
     for i in range(BATCH):
-        alike = lambda tree, axes=0, i=i: copies(tree, axes, i)  # noqa: E731
-        one = {"params": given["params"], "x": alike(given["x"]), "state": alike(given["state"], axes)}
-        one_back = {"y": alike(back["y"]), "state": alike(back["state"], axes)}
-        one_out, one_grads = run(subject, one, alike(starts), one_back)
-        total.append(jax.tree.map(lambda g: g / BATCH, one_grads["params"]))
-        want = [alike(a) for a in (out["y"], grads["x"])], [alike(a["state"], axes) for a in (out, grads)]
+        at = slice(i, i + 1)
+        one = {"params": given["params"], "x": given["x"][at], "state": rows(given["state"], axes, at)}
+        one_back = {"y": back["y"][at], "state": rows(back["state"], axes, at)}
+        one_out, one_grads = run(subject, one, starts[at], one_back)
+        total.append(one_grads["params"])
+        want = [rows(a, 0, at) for a in (out["y"], grads["x"])], [rows(a["state"], axes, at) for a in (out, grads)]
         close(([one_out["y"], one_grads["x"]], [one_out["state"], one_grads["state"]]), want)
     close(add(*total), grads["params"])
 

@@ -191,11 +191,6 @@ def rows(tree, axes, i: slice):
     return by_row(lambda a, before: a[(*before, i)], tree, axes)
 
 
-def copies(tree, axes, row: int):
-    """A batch of one row alone."""
-    return by_row(lambda a, before: jnp.repeat(a[(*before, slice(row, row + 1))], BATCH, axis=len(before)), tree, axes)
-
-
 def fill_row(tree, axes, row: int, value: float):
     """`value` in one row of every floating leaf."""
     return by_row(lambda a, before: a.at[(*before, row)].set(value) if is_float(a) else a, tree, axes)
