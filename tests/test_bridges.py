@@ -17,13 +17,14 @@ from jaxlm.blocks import Block, Stack
 from jaxlm.bridges.huggingface import FAMILIES, load, save
 from jaxlm.errors import ConfigError
 from jaxlm.layers.mlp import SwiGLU
+from jaxlm.layers.norm import RMSNorm
 from jaxlm.layers.rope import NTK, Rope
-from jaxlm.mixers import LEM, Attention
+from jaxlm.mixers import LEM, Attention, Mamba, Mamba2
 from jaxlm.models import LM
 from jaxlm.module import count, init, rebuild
 
 VECTORS = Path(__file__).parent / "vectors"
-FOLDERS = {"gpt2": "gpt2", "llama": "llama", "gpt_neox": "neox"}
+FOLDERS = {"gpt2": "gpt2", "llama": "llama", "gpt_neox": "neox", "mamba": "mamba", "mamba2": "mamba2"}
 SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 apply = jax.jit(lambda model, params, tokens: model.apply(params, tokens)[0], static_argnums=0)
 
@@ -125,7 +126,12 @@ def test_names_and_sizes_of_public_models():
     }  # fmt: skip
     from jaxlm.bridges.config import Config
 
-    sizes = {"gpt2": (gpt2, 124_439_808), "llama": (llama, 1_235_814_400), "gpt_neox": (pythia, 70_426_624)}
+    mamba = {"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}
+    mamba2 = mamba | {"vocab_size": 50288, "num_heads": 24, "n_groups": 1, "tie_word_embeddings": True}
+    sizes = {
+        "gpt2": (gpt2, 124_439_808), "llama": (llama, 1_235_814_400), "gpt_neox": (pythia, 70_426_624),
+        "mamba": (mamba, 129_135_360), "mamba2": (mamba2, 128_989_632),
+    }  # fmt: skip
     for family, (entries, size) in sizes.items():
         model = FAMILIES[family].model(Config(entries))
         assert count(model) == size
@@ -135,7 +141,10 @@ def test_names_and_sizes_of_public_models():
 
 @pytest.mark.parametrize("family", FOLDERS)
 def test_tensors_are_named_when_they_are_wrong(family, edit):
-    name = {"gpt2": "wpe.weight", "llama": "norm.weight", "gpt_neox": "layers.1.attention.dense.weight"}[family]
+    name = {
+        "gpt2": "wpe.weight", "llama": "norm.weight", "gpt_neox": "layers.1.attention.dense.weight",
+        "mamba": "1.mixer.conv1d.weight", "mamba2": "1.mixer.norm.weight",
+    }[family]  # fmt: skip
     full = next(n for n in tensors_of(VECTORS / FOLDERS[family]) if n.endswith(name))
 
     def flat(t):
@@ -169,6 +178,12 @@ def test_buffers_and_other_spellings_of_a_file_are_accepted(edit):
     buffers = {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.ones(1, np.float32)}
     model, params = load(edit("gpt_neox", lambda t: t.update(buffers), **old))
     agrees(model, params, "neox")
+
+    def authors(t):  # the embedding in the singular; the tied readout is there too
+        t["backbone.embedding.weight"] = t.pop("backbone.embeddings.weight")
+        t["lm_head.weight"] = t["backbone.embedding.weight"].copy()
+
+    agrees(*load(edit("mamba", authors, time_step_rank=3, intermediate_size=None)), "mamba")
 
 
 def test_a_tied_readout_must_be_the_embedding(edit):
@@ -210,7 +225,7 @@ def test_dtypes_are_kept(edit, tmp_path):
 @pytest.mark.parametrize(
     ("family", "entries", "words"),
     [
-        ("llama", {"model_type": "mystery"}, ("model_type = 'mystery'", "gpt2, llama, gpt_neox")),
+        ("llama", {"model_type": "mystery"}, ("model_type = 'mystery'", "gpt2, llama, gpt_neox, mamba, mamba2")),
         ("llama", {"hidden_size": "32"}, ("hidden_size = '32'", "int")),
         ("llama", {"vocab_size": None}, ("vocab_size", "missing")),
         ("llama", {"mlp_bias": True}, ("mlp_bias = True",)),
@@ -219,6 +234,12 @@ def test_dtypes_are_kept(edit, tmp_path):
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, ("factor", "missing")),
         ("llama", {"num_key_value_heads": 3}, ("kv_heads",)),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ("scale_attn_by_inverse_layer_idx",)),
+        ("mamba", {"use_bias": True}, ("use_bias = True",)),
+        ("mamba", {"intermediate_size": 50}, ("intermediate_size = 50", "48")),
+        ("mamba", {"time_step_rank": "low"}, ("time_step_rank = 'low'", "int")),
+        ("mamba2", {"num_heads": 3}, ("num_heads = 3", "6")),
+        ("mamba2", {"time_step_limit": [0.0, 1.0]}, ("time_step_limit = [0.0, 1.0]",)),
+        ("mamba2", {"conv_kernel": 3}, ("conv_kernel = 3",)),
         ("gpt2", {"n_positions": 50}, ("wpe.weight has shape (48, 24), expected (50, 24)",)),
     ],
 )
@@ -236,9 +257,11 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path, "no JSON")
 
 
-def test_a_model_made_here_can_be_saved(tmp_path):
-    blocks = Stack(Block(Attention(16), SwiGLU(16), dropout=0.1), depth=2, remat="dots")
-    model = LM(24, 16, blocks, tied=False, scale=1.0)
+@pytest.mark.parametrize(
+    "block", [Block(Attention(16), SwiGLU(16), dropout=0.1), Block(Mamba(16)), Block(Mamba2(16))], ids=str
+)
+def test_a_model_made_here_can_be_saved(block, tmp_path):
+    model = LM(24, 16, Stack(block, depth=2, remat="dots"), tied=False, scale=1.0)
     params = init(model, jax.random.key(0))
     save(tmp_path, model, params)
     read, back = load(tmp_path)
@@ -251,10 +274,17 @@ def test_a_model_made_here_can_be_saved(tmp_path):
     ("model", "words"),
     [
         (LM(24, 16, Stack(Block(Attention(16), SwiGLU(16)), 2)), r"model\.scale = 4\.0: expected 1\.0 for llama"),
-        (LM(24, 16, Stack(Block(LEM(16), SwiGLU(16)), 2), scale=1.0), "none of the families gpt2, llama, gpt_neox$"),
+        (
+            LM(24, 16, Stack(Block(LEM(16), SwiGLU(16)), 2), scale=1.0),
+            "none of the families gpt2, llama, gpt_neox, mamba, mamba2$",
+        ),
         (
             LM(24, 16, Stack(Block(Attention(16, position=Rope(scaling=NTK(2.0))), SwiGLU(16)), 2), scale=1.0),
             "none of the families",
+        ),
+        (
+            LM(24, 16, Stack(Block(Mamba(16, negative=True), norm=RMSNorm(16, 1e-5)), 2), scale=1.0),
+            r"model\.body\.blocks\.mixer\.negative = True: expected False for mamba$",
         ),
         (
             LM(24, 16, Stack(Block(Attention(16, window=4), SwiGLU(16)), 2), scale=1.0),

@@ -1,4 +1,4 @@
-"""Hugging Face folders, safetensors and config.json: GPT-2, Llama and GPT-NeoX.
+"""Hugging Face folders, safetensors and config.json: GPT-2, Llama, GPT-NeoX, Mamba and Mamba-2.
 
     model, params = load("folder")
     save("other", model, params)
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxlm.blocks import Block, Stack
-from jaxlm.bridges import gpt2, llama, neox
+from jaxlm.bridges import gpt2, llama, mamba, mamba2, neox
 from jaxlm.bridges.config import Config
 from jaxlm.bridges.tensors import Tensor, to_tensors, to_weights
 from jaxlm.codec import one_line
@@ -31,13 +31,17 @@ from jaxlm.errors import ConfigError
 from jaxlm.files import check_names, check_weight, named
 from jaxlm.layers.mlp import MLP, GatedMLP, hidden_width
 from jaxlm.mixers.attention import Attention
+from jaxlm.mixers.mamba import Mamba
+from jaxlm.mixers.mamba2 import Mamba2
 from jaxlm.models.lm import LM
 from jaxlm.module import Module, is_spec, path_name, rebuild
 from jaxlm.typing import Params
 
 __all__ = ["FAMILIES", "ends", "load", "save"]
 
-FAMILIES: dict[str, Any] = {"gpt2": gpt2, "llama": llama, "gpt_neox": neox}  # by `model_type`
+FAMILIES: dict[str, Any] = {  # by `model_type`
+    "gpt2": gpt2, "llama": llama, "gpt_neox": neox, "mamba": mamba, "mamba2": mamba2,
+}  # fmt: skip
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
@@ -120,12 +124,14 @@ def _read(folder: Path, family: Any, model: LM, wanted: dict[str, Tensor]) -> di
     """{name: tensor}, each of its shape and every one of them, from one file or several."""
     out: dict[str, np.ndarray] = {}
     twin, shared = family.TWIN
+    also: dict[str, str] = getattr(family, "ALSO", {})
     seen: dict[str, np.ndarray] = {}
     for file in _pieces(folder):
         try:
             with file.open("rb"), safe_open(file, framework="np") as f:
                 for full in f.keys():  # noqa: SIM118
-                    name = full.removeprefix(family.PREFIX)
+                    name = str(full).removeprefix(family.PREFIX)
+                    name = also.get(name, name)
                     if name == twin and model.tied:
                         seen[name] = f.get_tensor(full)
                     elif name in wanted:
@@ -196,6 +202,10 @@ def _explicit(m: Module) -> Module:
     """Defaults spelt out; what does not change the function, as the bridge has it."""
     if isinstance(m, Attention):
         return dataclasses.replace(m, heads=m.h, kv_heads=m.g, head=m.k, cache_dtype="float32")
+    if isinstance(m, Mamba):
+        return dataclasses.replace(m, rank=m.r)
+    if isinstance(m, Mamba2):
+        return dataclasses.replace(m, head=m.v, slots=m.k)
     if isinstance(m, GatedMLP):
         return dataclasses.replace(m, hidden=hidden_width(m.width, m.hidden))
     if isinstance(m, MLP):

@@ -59,6 +59,15 @@ def bias(name: str, path: str, *outs: int) -> Tensor:
     return Tensor(name, (path,), (math.prod(outs),), lambda w: (w.reshape(outs),), lambda w: w.reshape(-1))
 
 
+def taps(name: str, path: str, n: int, m: int) -> list[Tensor]:
+    """name.weight and name.bias of a convolution of each channel alone: path (n, m), in the file (m, 1, n)."""
+    own = lambda w: (w[:, 0].T,)  # noqa: E731
+    return [
+        Tensor(f"{name}.weight", (path,), (m, 1, n), own, lambda w: w.T[:, None]),
+        bias(f"{name}.bias", f"{path}_bias", m),
+    ]
+
+
 def affine(name: str, path: str, ins: int, outs: int, turned: bool = True, biased: bool = True) -> list[Tensor]:
     """name.weight and name.bias of a map path (ins, outs) and path_bias (outs)."""
     one = linear(f"{name}.weight", path, (ins,), (outs,), turned)

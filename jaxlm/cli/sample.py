@@ -33,7 +33,8 @@ def main(args: list[str]) -> None:
 
         Args:
             run: The run's directory.
-            pretrained: A folder with config.json, model.safetensors and a tokenizer (GPT-2, Llama, GPT-NeoX).
+            pretrained: A folder with config.json, model.safetensors and a tokenizer (GPT-2, Llama, GPT-NeoX,
+                Mamba, Mamba-2).
             prompt: Text to go on from.
             tokens: How many tokens to write.
             temperature: 0 is greedy.

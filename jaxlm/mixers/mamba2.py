@@ -28,6 +28,7 @@ class Mamba2(Mixer):
     head     v; None: 64, or the largest divisor of half their width below
     slots    k, the published N; None: 128, or the width where that is less
     groups   sets of B and C, each shared by h / groups heads; the norm is over a group's heads together
+    eps      of that norm
     """
 
     width: int
@@ -35,6 +36,7 @@ class Mamba2(Mixer):
     head: int | None = None
     slots: int | None = None
     groups: int = 1
+    eps: float = 1e-6
 
     paper = "Dao & Gu 2024"
     forms = ("chunkwise",)
@@ -113,6 +115,6 @@ class Mamba2(Mixer):
         k, q = (jnp.repeat(a, self.h // self.groups, axis=2) for a in (B, C))
         o, after = decay(q, k, step[..., None] * wide(v), -jnp.exp(rate) * step, S, starts)
         o = (o + skip[..., None] * wide(v)).reshape(z.shape) * jax.nn.silu(wide(z))
-        o = rms_norm(o.reshape(*x.shape[:2], *params["norm"].shape), params["norm"]).reshape(z.shape)
+        o = rms_norm(o.reshape(*x.shape[:2], *params["norm"].shape), params["norm"], self.eps).reshape(z.shape)
         after = {"S": after if S is None else after.astype(S.dtype), "conv": past}
         return spoil(spoiled, dense(o.astype(x.dtype), params["out"])), spoil(spoiled[:, -1], after)

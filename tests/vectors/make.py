@@ -18,6 +18,10 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
 )
 
 HERE = Path(__file__).parent
@@ -71,6 +75,27 @@ def neox() -> GPTNeoXForCausalLM:
     )  # fmt: skip
 
 
+def mamba() -> MambaForCausalLM:
+    return MambaForCausalLM(
+        MambaConfig(
+            vocab_size=VOCAB, hidden_size=24, state_size=5, num_hidden_layers=2, conv_kernel=3, time_step_rank=3,
+            bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def mamba2() -> Mamba2ForCausalLM:
+    return Mamba2ForCausalLM(
+        Mamba2Config(
+            vocab_size=VOCAB, hidden_size=24, state_size=5, num_hidden_layers=2, num_heads=6, head_dim=8, n_groups=2,
+            chunk_size=16, layer_norm_epsilon=1e-3, bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "neox": neox, "mamba": mamba, "mamba2": mamba2}
+
+
 @torch.no_grad()
 def shake(model: torch.nn.Module, seed: int) -> None:
     """No weight may be 0 or 1, or an error in it would not be seen."""
@@ -103,7 +128,7 @@ def decoded(model: torch.nn.Module, tokens: torch.Tensor) -> np.ndarray:
 def main() -> None:
     tokens = torch.randint(0, VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(0))
     out = {"tokens": tokens.numpy().astype(np.int32), "version": np.array(transformers.__version__)}
-    for seed, (name, make) in enumerate({"gpt2": gpt2, "llama": llama, "neox": neox}.items()):
+    for seed, (name, make) in enumerate(MODELS.items()):
         model = make()
         shake(model, seed)
         model.save_pretrained(HERE / name)
