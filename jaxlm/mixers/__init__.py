@@ -23,6 +23,7 @@ from jaxlm.mixers.mlstm import MLSTM as MLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
+from jaxlm.mixers.rnn import RNN as RNN
 from jaxlm.mixers.rwkv4 import RWKV4 as RWKV4
 from jaxlm.mixers.rwkv5 import RWKV5 as RWKV5
 from jaxlm.mixers.rwkv6 import RWKV6 as RWKV6
