@@ -29,6 +29,7 @@ from jaxlm.mixers.rwkv5 import RWKV5 as RWKV5
 from jaxlm.mixers.rwkv6 import RWKV6 as RWKV6
 from jaxlm.mixers.rwkv7 import RWKV7 as RWKV7
 from jaxlm.mixers.s5 import S5 as S5
+from jaxlm.mixers.scrn import SCRN as SCRN
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
 from jaxlm.mixers.srwm import SRWM as SRWM
 from jaxlm.mixers.tnl import TNL as TNL
