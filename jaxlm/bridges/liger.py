@@ -6,10 +6,11 @@ from typing import Any
 from jaxlm.errors import ConfigError
 from jaxlm.mixers.attention import Attention
 from jaxlm.mixers.liger import Liger
+from jaxlm.models.lm import LM
 from jaxlm.module import rebuild
 
 
-def linearise[M](model: M, window: int = 64, tau: float = 16.0, mix: float = 0.5) -> M:
+def linearise(model: LM, window: int = 64, tau: float = 16.0, mix: float = 0.5) -> LM:
     """The model with `Liger` in place of each `Attention`: its weights serve as they are.
 
     window, tau, mix   of Liger
