@@ -21,6 +21,7 @@ from jaxlm.mixers.mingru import MinGRU as MinGRU
 from jaxlm.mixers.minlstm import MinLSTM as MinLSTM
 from jaxlm.mixers.mlstm import MLSTM as MLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
+from jaxlm.mixers.regular_lrnn import RegularLRNN as RegularLRNN
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
 from jaxlm.mixers.rnn import RNN as RNN
