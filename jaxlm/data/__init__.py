@@ -1,6 +1,6 @@
 """Corpora, tokenizers, layouts and baselines: numpy only, no model."""
 
-from jaxlm.data.baselines import WittenBell, baselines, gzip_bits_per_byte
+from jaxlm.data.baselines import KneserNey, WittenBell, baselines, gzip_bits_per_byte
 from jaxlm.data.corpus import Corpus, StandardLibrary, TextFiles
 from jaxlm.data.errors import DataError
 from jaxlm.data.folder import DataFolder
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluation",
     "GPT2Files",
     "HuggingFace",
+    "KneserNey",
     "Lanes",
     "Rows",
     "SentencePiece",
