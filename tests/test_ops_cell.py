@@ -13,11 +13,12 @@ B, D, N, M = 3, 2, 4, 4
 
 
 def step(state, mix):
-    """Two stages, the second reads what the first gives."""
+    """Three stages, two of them read what another gives; the last is a product alone."""
     a, b = mix("first", state["h"])
     h = jax.nn.sigmoid(a) * state["h"] + jnp.tanh(b)
     (c,) = mix("second", h * state["c"])
-    return h - c, {"h": h, "c": 0.5 * state["c"] + jnp.tanh(c)}
+    (d,) = mix("third", h)
+    return d - c, {"h": h, "c": 0.5 * state["c"] + jnp.tanh(c)}
 
 
 def example(t, seed=0, dtype=np.float32):
@@ -28,7 +29,8 @@ def example(t, seed=0, dtype=np.float32):
         "second": Affine(normal(D, 1, M), normal(1, M), 0.5 * normal(N, 1, M)),
     }
     state, fresh = ({"h": normal(B, N), "c": normal(B, N)} for _ in range(2))
-    return maps, normal(B, t, D), state, fresh, draw.random((B, t)) < 0.2
+    x, starts = normal(B, t, D), draw.random((B, t)) < 0.2
+    return maps | {"third": Affine(None, None, 0.5 * normal(N, 1, M))}, x, state, fresh, starts
 
 
 def run(form, t, starts, every=None):
@@ -143,6 +145,7 @@ def test_weights_gradients_are_made_outside_of_the_step():
         ({"x": np.zeros((B, 4, D + 1), np.float32)}, r"maps\['first'\]"),
         ({"state": {"h": np.zeros((B + 1, N), np.float32)}}, "state: got"),
         ({"starts": np.zeros((B, 3), bool)}, "starts: got"),
+        ({"maps": {"half": Affine(None, np.zeros((1, M)), np.zeros((N, 1, M)))}}, r"maps\['half'\]"),
         ({"every": 0}, "every: got 0"),
     ],
 )

@@ -29,10 +29,11 @@ class Affine(NamedTuple):
     input    A      (d, g, m)
     bias     b      (g, m)
     hidden   W      (n, g, m)
+    A and b may both be None: v W alone.
     """
 
-    input: Array
-    bias: Array
+    input: Array | None
+    bias: Array | None
     hidden: Array
 
 
@@ -80,8 +81,9 @@ def cell_naive(
     def one(x: Array, state: Tree) -> tuple[Array, Tree]:
         def mix(name: str, v: Array) -> Gates:
             a, b, w = maps[name]
-            sums = wide(jnp.einsum("bd,dgm->bgm", x, a.astype(x.dtype))) + wide(b)[None]
-            sums = sums + wide(jnp.einsum("bn,ngm->bgm", v.astype(x.dtype), w.astype(x.dtype)))
+            sums = wide(jnp.einsum("bn,ngm->bgm", v.astype(x.dtype), w.astype(x.dtype)))
+            if a is not None and b is not None:
+                sums = sums + wide(jnp.einsum("bd,dgm->bgm", x, a.astype(x.dtype))) + wide(b)[None]
             return tuple(sums[:, g] for g in range(sums.shape[1]))
 
         return step(state, mix)
@@ -162,7 +164,7 @@ def _tangent(step: Step, every: int, primals: Any, tangents: Any) -> tuple[Any, 
 class Columns(NamedTuple):
     """An Affine gate by gate: products with a small d vectorize so, and slices in the loop would be copies.
 
-    input   g of (d, m)
+    input   g of (d, m); none where the Affine has none, as of bias
     bias    g of (1, m), at least float32
     hidden  g of (n, m)
     joint   (n, g m)
@@ -178,9 +180,12 @@ def _columns(maps: Maps, dtype: Any) -> dict[str, Columns]:
     """The weights as the loops read them."""
 
     def columns(w: Affine) -> Columns:
-        a, h, gates = w.input.astype(dtype), w.hidden.astype(dtype), range(len(w.bias))
-        bias = tuple(wide(w.bias[g])[None] for g in gates)
-        return Columns(tuple(a[:, g] for g in gates), bias, tuple(h[:, g] for g in gates), h.reshape(len(h), -1))
+        h, gates = w.hidden.astype(dtype), range(w.hidden.shape[1])
+        hidden, joint = tuple(h[:, g] for g in gates), h.reshape(len(h), -1)
+        if w.input is None or w.bias is None:
+            return Columns((), (), hidden, joint)
+        a, bias = w.input.astype(dtype), tuple(wide(w.bias[g])[None] for g in gates)
+        return Columns(tuple(a[:, g] for g in gates), bias, hidden, joint)
 
     return {name: columns(w) for name, w in maps.items()}
 
@@ -203,6 +208,8 @@ def _one(step: Step, mix: Mix, state: Tree) -> tuple[Array, Tree, dict[str, Gate
 
 def _drives(w: Columns, x: Array) -> Gates:
     """x A + b."""
+    if not w.input:
+        return tuple(wide(jnp.zeros((*x.shape[:-1], h.shape[1]), x.dtype)) for h in w.hidden)
     return tuple(
         wide(_product(x, a)) + b.reshape((1,) * (x.ndim - 1) + (-1,)) for a, b in zip(w.input, w.bias, strict=True)
     )
@@ -218,7 +225,8 @@ def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
 
 def _rows(w: Affine) -> Gates:
     """[W A b] gate by gate, g of (m, n + d + 1), at least float32: a gradient in this form grows without a copy."""
-    joint = jnp.concatenate([wide(a) for a in (w.hidden, w.input, w.bias[None])])
+    more = () if w.input is None or w.bias is None else (w.input, w.bias[None])
+    joint = jnp.concatenate([wide(a) for a in (w.hidden, *more)])
     return tuple(joint[:, g].T for g in range(joint.shape[1]))
 
 
@@ -227,15 +235,13 @@ def _shifts(dweight: Gates, w: Columns, v: Array, x: Array, dx: Array) -> Gates:
 
     v (c, b, n); x, dx (c, b, d)
     """
-    left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+    left = jnp.concatenate([v, x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1) if w.input else v
 
-    def shift(dw: Array, a: Array) -> Array:
-        of_maps = jax.lax.dot_general(
-            left, dw.astype(x.dtype), (((2,), (1,)), ((), ())), preferred_element_type=dw.dtype
-        )
-        return of_maps + wide(_product(dx, a))
+    def of_maps(dw: Array) -> Array:
+        return jax.lax.dot_general(left, dw.astype(x.dtype), (((2,), (1,)), ((), ())), preferred_element_type=dw.dtype)
 
-    return tuple(map(shift, dweight, w.input))
+    shifts = tuple(map(of_maps, dweight))
+    return tuple(s + wide(_product(dx, a)) for s, a in zip(shifts, w.input, strict=True)) if w.input else shifts
 
 
 @jax.custom_jvp
@@ -280,8 +286,9 @@ def _check(maps: Maps, x: Array, state: Tree, starts: Array | None, every: int) 
     if x.ndim != 3 or x.shape[1] < 1:
         raise ShapeError(f"x: got {x.shape}, expected (b, t, d) with t >= 1")
     for name, (a, b, w) in maps.items():
-        if a.shape[0] != x.shape[2] or a.shape[1:] != b.shape or w.shape[1:] != b.shape:
-            got = f"input {a.shape}, bias {b.shape}, hidden {w.shape}"
+        given, bias = (None if part is None else part.shape for part in (a, b))
+        if w.ndim != 3 or (given, bias) not in ((None, None), ((x.shape[2], *w.shape[1:]), w.shape[1:])):
+            got = f"input {given}, bias {bias}, hidden {w.shape}"
             raise ShapeError(f"maps[{name!r}]: got {got}, expected ({x.shape[2]}, g, m), (g, m), (n, g, m)")
     if any(s.shape[:1] != x.shape[:1] for s in jax.tree.leaves(state)):
         raise ShapeError(f"state: got {jax.tree.map(jnp.shape, state)}, expected every leaf ({x.shape[0]}, ...)")
