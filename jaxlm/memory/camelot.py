@@ -16,6 +16,7 @@ from jaxlm.layers.rope import Rope
 from jaxlm.mixers.attention import Attention
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.ops.isolate import isolate, spoil
+from jaxlm.ops.segments import Segments, by_row
 from jaxlm.taps import name
 from jaxlm.typing import Array, Params, State, wide
 
@@ -161,7 +162,7 @@ class CamelotAttention(Mixer):
         whole = t if state is None else t + size - 1  # the most that the tokens and those before them can take
         state = self.start(params, b) if state is None else state
         q, k, v = a.project(params, x)
-        rows = _Rows(state["place"], t, size, -(-whole // size))
+        rows = Segments(state["place"], t, size, -(-whole // size))
         k, v = rows.laid(k, state["k"].astype(k.dtype)), rows.laid(v, state["v"].astype(v.dtype))
         xs = rows.segments((rows.laid(q), k, v, rows.new)), rows.complete
 
@@ -169,8 +170,8 @@ class CamelotAttention(Mixer):
             (memory, called), ((q, k, v, new), done) = carry, x
             y, called = self._attend(memory, called, q, k, v, new)
             after = jax.lax.cond(jnp.any(done), lambda m: write_all(m, k, v, self.novelty), lambda m: m, memory)
-            memory = jax.tree.map(lambda new, old: jnp.where(_rank(done, new), new, old), after, memory)
-            return (memory, called & ~_rank(done, called)), y
+            memory = jax.tree.map(lambda new, old: jnp.where(by_row(done, new), new, old), after, memory)
+            return (memory, called & ~by_row(done, called)), y
 
         (memory, called), y = jax.lax.scan(one, (state["memory"], state["called"]), xs)
         y = a.give(params, rows.taken(y).astype(x.dtype))
@@ -199,46 +200,3 @@ class CamelotAttention(Mixer):
         p = name(jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1), "attn.probs")
         values = jnp.concatenate([wide(memory["value"]).astype(p.dtype), wide(v).astype(p.dtype)], axis=1)
         return jnp.einsum("bcgrs,bsgv->bcgrv", p, values).reshape(b, c, h, -1), hits[:, -1].swapaxes(1, 2)
-
-
-class _Rows:
-    """Rows laid out in n whole segments: the p (b) tokens of the segment under way, t new ones, then zeros."""
-
-    def __init__(self, p: Array, t: int, size: int, n: int):
-        self.p, self.t, self.size, self.n = p, t, size, n
-        at = jnp.arange(n * size, dtype=jnp.int32)[None] - p[:, None]
-        self.new = (at >= 0) & (at < t)
-        self.source = jnp.where(at < 0, at + p[:, None], jnp.minimum(at, t) + size)
-        ends = (jnp.arange(n, dtype=jnp.int32)[:, None] + 1) * size
-        self.complete = ends <= p[None] + t
-
-    def laid(self, new: Array, old: Array | None = None) -> Array:
-        """(b, t, ...) behind what is left of (b, size, ...) -> (b, n size, ...)"""
-        old = jnp.zeros((new.shape[0], self.size, *new.shape[2:]), new.dtype) if old is None else old
-        return _pick(jnp.concatenate([old, new, jnp.zeros_like(new[:, :1])], axis=1), self.source)
-
-    def segments(self, tree: Any) -> Any:
-        """(b, n size, ...) -> (n, b, size, ...)"""
-        cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], self.n, self.size, *x.shape[2:]), 1, 0)  # noqa: E731
-        return jax.tree.map(cut, tree)
-
-    def taken(self, y: Array) -> Array:
-        """The new tokens of (n, b, size, ...): (b, t, ...)"""
-        y = jnp.moveaxis(y, 0, 1).reshape(y.shape[1], self.n * self.size, *y.shape[3:])
-        return _pick(y, jnp.arange(self.t, dtype=jnp.int32)[None] + self.p[:, None])
-
-    def rest(self, x: Array) -> Array:
-        """The segment under way at the end: (b, size, ...)"""
-        first = (self.p + self.t) // self.size * self.size
-        x = jnp.pad(x, [(0, 0), (0, self.size)] + [(0, 0)] * (x.ndim - 2))
-        return _pick(x, first[:, None] + jnp.arange(self.size, dtype=jnp.int32)[None])
-
-
-def _pick(x: Array, at: Array) -> Array:
-    """x (b, s, ...) at places (b, t): (b, t, ...)"""
-    return jax.vmap(lambda x, at: x[at])(x, at)
-
-
-def _rank(rows: Array, like: Array) -> Array:
-    """(b) with the rank of `like`."""
-    return rows.reshape(-1, *(1,) * (like.ndim - 1))
