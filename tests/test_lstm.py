@@ -2,11 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 from cells import agrees, apply, example, half, loop, single
 from tolerance import close
 
 from jaxlm.mixers.lstm import LSTM
-from jaxlm.module import count, init
+from jaxlm.module import ConfigError, count, init
 
 
 def sigmoid(x):
@@ -21,8 +22,16 @@ def cell(p, u, s):
     return h, {"h": h, "c": c}
 
 
-def test_is_the_papers_recurrence():
-    agrees(LSTM(6, inputs=5), cell)
+def projected(p, u, s):
+    """Sak et al. 2014: what is given, and read back, is a map of the cells' outputs."""
+    m, s = cell(p, u, s)
+    h = p["projection"].T @ m
+    return h, s | {"h": h}
+
+
+@pytest.mark.parametrize(("cells", "formula"), [(None, cell), (9, projected)], ids=["cells", "projection"])
+def test_is_the_papers_recurrence(cells, formula):
+    agrees(LSTM(6, inputs=5, cells=cells), formula)
 
 
 def test_bfloat16_stays_near():
@@ -32,6 +41,23 @@ def test_bfloat16_stays_near():
 def test_counts():
     assert count(LSTM(16)) == 4 * 16 * 32 + 4 * 16
     assert count(LSTM(16, inputs=5)) == 4 * 16 * (16 + 5) + 4 * 16
+
+
+def test_counts_with_a_projection():
+    """Sak et al. 2014, section 2: 4 n_c n_r + 4 n_i n_c + n_c n_r without peepholes, biases and the readout."""
+    assert count(LSTM(7, inputs=5, cells=16)) == 4 * 16 * 7 + 4 * 5 * 16 + 16 * 7 + 4 * 16
+
+
+def test_a_projection_by_the_identity_is_none():
+    plain = LSTM(6)
+    params, x, state, starts = example(plain)
+    want = apply(plain, params, x, state, starts)
+    close(apply(LSTM(6, cells=6), params | {"projection": np.eye(6, dtype=np.float32)}, x, state, starts), want)
+
+
+def test_a_bad_number_of_cells_is_named():
+    with pytest.raises(ConfigError, match=r"LSTM\.cells = 0"):
+        LSTM(4, cells=0)
 
 
 def test_starts_uniform_with_the_forget_gate_open():
