@@ -20,6 +20,7 @@ from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.mingru import MinGRU as MinGRU
 from jaxlm.mixers.minlstm import MinLSTM as MinLSTM
 from jaxlm.mixers.mlstm import MLSTM as MLSTM
+from jaxlm.mixers.odyssey_lstm import OdysseyLSTM as OdysseyLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.regular_lrnn import RegularLRNN as RegularLRNN
 from jaxlm.mixers.retnet import RetNet as RetNet
