@@ -56,6 +56,13 @@ ROWS = (
         "scan in numpy, complex and real; floors rise with depth and hold; HGRN2 with one channel a head has its scan",
     ),
     Row(
+        104,
+        "Skip-gram Language Modeling Using Sparse Non-negative Matrix Probability Estimation (Shazeer et al. 2015)",
+        ("jaxlm.data.snm.SNM", "jaxlm.data.baselines.KneserNey"),
+        "the sum over features with dictionaries; Kneser-Ney as the recursion, 141 on Penn Treebank; skips beat n-grams",
+        ("snm",),
+    ),
+    Row(
         108,
         "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
         ("jaxlm.memory.induction", "jaxlm.memory.bigram_task"),
