@@ -33,6 +33,7 @@ from jaxlm.mixers.rwkv7 import RWKV7 as RWKV7
 from jaxlm.mixers.s5 import S5 as S5
 from jaxlm.mixers.scrn import SCRN as SCRN
 from jaxlm.mixers.sinks import SinkAttention as SinkAttention
+from jaxlm.mixers.slstm import SLSTM as SLSTM
 from jaxlm.mixers.srwm import SRWM as SRWM
 from jaxlm.mixers.tnl import TNL as TNL
 
