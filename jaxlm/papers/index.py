@@ -59,7 +59,7 @@ ROWS = (
         104,
         "Skip-gram Language Modeling Using Sparse Non-negative Matrix Probability Estimation (Shazeer et al. 2015)",
         ("jaxlm.data.snm.SNM", "jaxlm.data.baselines.KneserNey"),
-        "the sum over features with dictionaries; Kneser-Ney as the recursion, 141 on Penn Treebank; skips beat n-grams",
+        "the sum over features with dictionaries; Kneser-Ney is the recursion, 141 on Penn Treebank; skips help",
         ("snm",),
     ),
     Row(
