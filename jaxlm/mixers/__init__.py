@@ -3,6 +3,7 @@
 from jaxlm.errors import ConfigError
 from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
+from jaxlm.mixers.cornn import CoRNN as CoRNN
 from jaxlm.mixers.delta_product import DeltaProduct as DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
 from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
@@ -12,9 +13,12 @@ from jaxlm.mixers.hgrn import HGRN as HGRN
 from jaxlm.mixers.hgrn2 import HGRN2 as HGRN2
 from jaxlm.mixers.kda import KDA as KDA
 from jaxlm.mixers.lem import LEM as LEM
+from jaxlm.mixers.liger import Liger as Liger
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lru import LRU as LRU
 from jaxlm.mixers.lstm import LSTM as LSTM
+from jaxlm.mixers.ltc import LTC as LTC
+from jaxlm.mixers.ltm import LTM as LTM
 from jaxlm.mixers.mamba import Mamba as Mamba
 from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.mingru import MinGRU as MinGRU
@@ -23,6 +27,7 @@ from jaxlm.mixers.mlstm import MLSTM as MLSTM
 from jaxlm.mixers.odyssey_lstm import OdysseyLSTM as OdysseyLSTM
 from jaxlm.mixers.regla import ReGLA as ReGLA
 from jaxlm.mixers.regular_lrnn import RegularLRNN as RegularLRNN
+from jaxlm.mixers.resona import Resona as Resona
 from jaxlm.mixers.retnet import RetNet as RetNet
 from jaxlm.mixers.rglru import RGLRU as RGLRU
 from jaxlm.mixers.rnn import RNN as RNN
