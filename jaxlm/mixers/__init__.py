@@ -3,7 +3,6 @@
 from jaxlm.errors import ConfigError
 from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
-from jaxlm.mixers.cornn import CoRNN as CoRNN
 from jaxlm.mixers.delta_product import DeltaProduct as DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
 from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
@@ -17,8 +16,6 @@ from jaxlm.mixers.liger import Liger as Liger
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
 from jaxlm.mixers.lru import LRU as LRU
 from jaxlm.mixers.lstm import LSTM as LSTM
-from jaxlm.mixers.ltc import LTC as LTC
-from jaxlm.mixers.ltm import LTM as LTM
 from jaxlm.mixers.mamba import Mamba as Mamba
 from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.mingru import MinGRU as MinGRU
