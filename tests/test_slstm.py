@@ -1,4 +1,4 @@
-"""sLSTM against its equations in numpy, with and without the stabiliser, its gates at the extremes, its first weights."""
+"""sLSTM against its equations in numpy, with and without the stabiliser; extreme gates, and its first weights."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_without_recurrence_it_is_a_weighted_mean_of_the_past():
     y, _ = apply(MIXER, params, x)
     for row in range(len(x)):
         s, tokens = jax.tree.map(lambda a: a[0], start), []
-        for u in np.float64(x[row]):
+        for u in x[row].astype(np.float64):
             *pre, conv = gates(wide_numpy(params), u, s)
             s = s | {"conv": conv}
             tokens.append(pre)
@@ -94,7 +94,7 @@ def test_without_recurrence_it_is_a_weighted_mean_of_the_past():
         past = np.cumsum(-np.logaddexp(0, -f), axis=0)
         weights = np.exp(i[None] + past[:, None] - past[None]) * np.tri(len(i))[..., None, None]
         h = sigmoid(o) * np.sum(weights * np.tanh(z), axis=1) / np.sum(weights, axis=1)
-        close(y[row], np.float32([norm(wide_numpy(params), token) for token in h]))
+        close(y[row], np.array([norm(wide_numpy(params), token) for token in h], np.float32))
 
 
 @jax.jit
