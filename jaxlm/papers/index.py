@@ -29,6 +29,13 @@ ROWS = (
         ("lem-fhn", "lem-adding", "lem-smnist"),
     ),
     Row(
+        39,
+        "Neural Generation of Regular Expressions from Natural Language (Locascio et al. 2016)",
+        ("jaxlm.models.seq2seq.Seq2Seq", "jaxlm.data.regex_text", "jaxlm.data.automata"),
+        "attention in numpy; automata against Python's re; held-out descriptions judged by equal minimal automata",
+        ("deep-regex",),
+    ),
+    Row(
         47,
         "A Modern Self-Referential Weight Matrix (Irie et al. 2022)",
         ("jaxlm.mixers.srwm.SRWM", "jaxlm.models.few_shot"),
