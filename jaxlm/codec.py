@@ -4,6 +4,7 @@ Decoding looks class names up in the library's table and in what the caller adds
 """
 
 import dataclasses
+import difflib
 import importlib
 import math
 import pkgutil
@@ -126,7 +127,9 @@ def _build(value: dict[str, Any], table: dict[str, type], path: tuple[str, ...],
     """An instance of the class that `value` names."""
     label = value.get("class")
     if not isinstance(label, str) or label not in table:
-        known = f"one of {', '.join(sorted(table))}, or one given in `classes`"
+        near = difflib.get_close_matches(f"{label}", table, 3, 0.5)
+        meant = f" ({', '.join(near)}?)" if near else ""
+        known = f"a class of the library{meant}, or one given in `classes`"
         raise _wrong(where, path, "class", label, known)
     cls = table[label]
     names = _fields(cls)

@@ -22,13 +22,16 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 TEXT = str(ROOT / "LICENSE")
 QUICK = ["--text", TEXT, "--steps", "6", "--save-every", "2"]
+SECRET = "hf_the_token_of_the_environment"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run."""
     where = tmp_path_factory.mktemp("cli") / "run"
-    assert guarded(["train", TINY, *QUICK, "--run-dir", str(where)], debug=False) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRET)
+        assert guarded(["train", TINY, *QUICK, "--run-dir", str(where)], debug=False) == 0
     return where
 
 
@@ -53,6 +56,11 @@ def test_a_run_leaves_what_it_promises(trained):
     assert list((trained / "tensorboard").iterdir())
     model, params = load(trained)
     assert model.width == 16 and params["embed"].shape == (256, 16)
+
+
+def test_a_token_of_the_environment_stays_there(trained):
+    files = [p for p in trained.rglob("*") if p.is_file()]
+    assert len(files) > 10 and not any(SECRET.encode() in p.read_bytes() for p in files)
 
 
 def test_eval_gives_the_runs_own_number_and_reads_files(trained, capfd):
