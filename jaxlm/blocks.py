@@ -1,4 +1,4 @@
-"""Block, Chain and Stack: mixers made of mixers. Depth is a scan, so that compile time does not grow with it."""
+"""Block, Chain, Checkpointed, Stack: mixers of mixers. Depth is a scan, so that compile time does not grow with it."""
 
 import dataclasses
 from itertools import pairwise
@@ -144,6 +144,71 @@ class Chain(Mixer):
             own = None if key is None else jax.random.fold_in(key, i)
             x, after[n] = m.apply(params[n], x, None if state is None else state[n], starts, own)
         return x, after
+
+
+class Checkpointed(Mixer):
+    """The same mixer, its weights and its values; the gradient keeps one state every `every` tokens, and y.
+
+    mixer   of a state of fixed size
+    every   tokens of a stretch; the backward pass reads each stretch again (Chen et al. 2016, section 4.1)
+    What it costs is one forward pass more. What it saves is everything else that the mixer keeps for each token.
+    """
+
+    mixer: Mixer
+    every: int = 64
+
+    def __post_init__(self):
+        self.check(isinstance(self.mixer, Mixer), "mixer", "a Mixer")
+        self.check(self.mixer.growth == "linear", "mixer", "one whose cost is linear: a state of fixed size")
+        self.check(self.every > 0, "every", "a positive number of tokens")
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.mixer.width
+
+    @property
+    def reads(self) -> int:
+        return self.mixer.reads
+
+    def params(self):
+        return self.mixer.params()
+
+    def state(self, batch: int, room: int = 0):
+        return self.mixer.state(batch, room)
+
+    def start(self, params: Params, batch: int, room: int = 0) -> State:
+        return self.mixer.start(params, batch, room)
+
+    def tie(self, params: Params) -> Params:
+        return self.mixer.tie(params)
+
+    def apply(
+        self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
+    ) -> tuple[Array, State]:
+        self.accepts(x, starts)
+        b, t, _ = x.shape
+        if t <= self.every:
+            return self.mixer.apply(params, x, state, starts, key)
+        state = self.start(params, b, t) if state is None else state
+
+        def stretch(state: State, at: tuple[Array, Array | None, Array]) -> tuple[State, Array]:
+            x, starts, i = at
+            own = None if key is None else jax.random.fold_in(key, i)
+            y, state = self.mixer.apply(params, x, state, starts, own)
+            return state, y
+
+        n = t // self.every
+        cut = n * self.every
+        split = lambda a: jnp.moveaxis(a[:, :cut].reshape(b, n, self.every, *a.shape[2:]), 1, 0)  # noqa: E731
+        head = (split(x), None if starts is None else split(starts), jnp.arange(n))
+        # Inside a scan the recomputation cannot be merged with the forward, so no barrier is needed there.
+        state, y = jax.lax.scan(jax.checkpoint(stretch, prevent_cse=False), state, head)
+        y = jnp.moveaxis(y, 0, 1).reshape(b, cut, *y.shape[3:])
+        if cut < t:
+            rest = (x[:, cut:], None if starts is None else starts[:, cut:], jnp.asarray(n))
+            state, last = jax.checkpoint(stretch)(state, rest)
+            y = jnp.concatenate([y, last], axis=1)
+        return y, state
 
 
 REMAT = {

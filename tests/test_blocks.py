@@ -7,17 +7,17 @@ import pytest
 from tolerance import close
 from twin import apply, float64, packed, weights
 
-from jaxlm.blocks import Block, Chain, Stack
+from jaxlm.blocks import Block, Chain, Checkpointed, Stack
 from jaxlm.codec import decode, encode
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.layers.mlp import MLP
 from jaxlm.layers.norm import LayerNorm, RMSNorm
 from jaxlm.layers.position import ALiBi, Sets
 from jaxlm.layers.rope import LongRope, Rope
-from jaxlm.mixers import GRU, Attention, SinkAttention
+from jaxlm.mixers import GRU, LRU, Attention, SinkAttention
 from jaxlm.mixers.positions import LearnedPositions
 from jaxlm.models import LM, NGramLM
-from jaxlm.module import init, rebuild
+from jaxlm.module import abstract, init, rebuild
 
 D = 8
 PARALLEL = Block(GRU(D), MLP(D), LayerNorm(D), residual="parallel")
@@ -64,6 +64,31 @@ def test_a_chain_is_its_parts_in_turn():
     for bad in ((), (GRU(D), GRU(D + 1)), (MLP(D),)):
         with pytest.raises(ConfigError, match=r"Chain\.parts"):
             Chain(bad)
+
+
+def test_checkpoints_change_memory_and_nothing_else():
+    inner = LRU(D)
+    params, (x, starts) = weights(inner), packed(inner)
+
+    def loss(mixer, params, x):
+        y, state = mixer.apply(params, x, None, starts)
+        return jnp.sum(y**2) + jnp.sum(state["h"] ** 2), (y, state)
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2), has_aux=True), static_argnums=0)
+    close(run(Checkpointed(inner, 3), params, x), run(inner, params, x))  # two stretches and a rest
+
+    def temporary(mixer):
+        grad = jax.jit(jax.grad(lambda p, x: jnp.sum(mixer.apply(p, x)[0] ** 2), argnums=(0, 1)))
+        x = jax.ShapeDtypeStruct((1, 1024, D), jnp.float32)
+        stats = grad.lower(abstract(mixer), x).compile().memory_analysis()
+        assert stats is not None
+        return stats.temp_size_in_bytes
+
+    assert temporary(Checkpointed(inner)) < temporary(inner) / 3
+    with pytest.raises(ConfigError, match="every = 0"):
+        Checkpointed(inner, 0)
+    with pytest.raises(ConfigError, match="expected one whose cost is linear"):
+        Checkpointed(Attention(D))
 
 
 def test_norms_forget_what_they_should():

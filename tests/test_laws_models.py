@@ -5,7 +5,7 @@ from laws.subject import Subject
 from laws.suite import Laws, subjects
 from tolerance import close
 
-from jaxlm.blocks import Block, Chain, Stack
+from jaxlm.blocks import Block, Chain, Checkpointed, Stack
 from jaxlm.layers.mlp import MLP, SwiGLU
 from jaxlm.layers.norm import LayerNorm
 from jaxlm.memory.memn2n_lm import MemN2NLM
@@ -25,6 +25,7 @@ MIXED = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH),
 PARALLEL = Block(Attention(WIDTH, position=None, bias=True), MLP(WIDTH), LayerNorm(WIDTH), residual="parallel")
 MODELS = {
     "Block": Subject(block("LEM")),
+    "Checkpointed": Subject(Checkpointed(block("LRU"), 4)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
     "Stack hybrid": Subject(Stack(MIXED[:2], 4, "dots")),
     "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
