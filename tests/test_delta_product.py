@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tolerance import close
-from twin import agree, agree64, apply, conv4, packed, rms, sigmoid, silu, unit, weights
+from twin import agree, agree64, apply, conv4, packed, rms, sigmoid, silu, softplus, unit, weights
 
 from jaxlm.mixers.delta_product import DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet
+from jaxlm.mixers.gated_deltanet import GatedDeltaNet
 from jaxlm.module import ConfigError, count
 
 MIXER = DeltaProduct(16, heads=2)
 
 
 class Row:
-    """S = Π_j (I - β_j k_j' k_j) S + Σ_j (the later transitions) β_j k_j' v_j, built as matrices."""
+    """S = Π_j (I - β_j k_j' k_j) α S + Σ_j (the later transitions) β_j k_j' v_j, built as matrices."""
 
     def __init__(self, p):
         self.p = p
@@ -36,9 +37,11 @@ class Row:
         h, k = now["query"].shape
         keys, values = unit(now["key"].reshape(h, -1, k)), now["value"].reshape(h, -1, k)
         beta = 2 * sigmoid(np.einsum("d,dhn->hn", x, p["beta"]))
-        S, o = np.zeros((h, k, k)), np.zeros((h, k))
+        S, o, alpha = np.zeros((h, k, k)), np.zeros((h, k)), np.ones(h)
+        if "alpha" in p:
+            alpha = np.exp(-np.exp(p["A_log"]) * softplus(x @ p["alpha"] + p["dt_bias"]))
         for i in range(h):
-            A, B = np.eye(k), np.zeros((k, k))
+            A, B = alpha[i] * np.eye(k), np.zeros((k, k))
             for j in range(keys.shape[1]):
                 turn = np.eye(k) - beta[i, j] * np.outer(keys[i, j], keys[i, j])
                 A, B = turn @ A, turn @ B + beta[i, j] * np.outer(keys[i, j], values[i, j])
@@ -49,17 +52,22 @@ class Row:
         return np.einsum("hv,hvd->d", y * silu(np.einsum("d,dhk->hk", x, p["gate"])) if "gate" in p else y, p["out"])
 
 
-@pytest.mark.parametrize("mixer", [MIXER, DeltaProduct(16, heads=1, steps=3, gate=True)], ids=str)
+@pytest.mark.parametrize("mixer", [MIXER, DeltaProduct(16, heads=1, steps=3, gate=True, decay=True)], ids=str)
 def test_equals_the_recurrence(mixer):
-    agree(mixer, Row)
+    params = weights(mixer)
+    agree(mixer, Row, params | {"A_log": params["A_log"] - 4} if mixer.decay else params)  # slow enough to be seen
 
 
 def test_equals_the_recurrence_in_float64(x64):
     agree64(MIXER, Row)
 
 
-def test_one_step_is_deltanet():
-    mixer, plain = DeltaProduct(16, steps=1, gate=True), DeltaNet(16, beta_max=2.0, gate=True)
+@pytest.mark.parametrize("decay", [False, True])
+def test_one_step_is_deltanet_gated_or_not(decay):
+    mixer = DeltaProduct(16, steps=1, gate=True, decay=decay)
+    plain = DeltaNet(16, beta_max=2.0, gate=True)
+    if decay:
+        plain = GatedDeltaNet(16, heads=4, head=4, expand=1, beta_max=2.0)
     params = weights(plain)
     x, starts = packed(mixer)
     once = params | {"beta": params["beta"][..., None]}

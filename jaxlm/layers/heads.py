@@ -1,9 +1,9 @@
-"""What mixers with heads share: how many, the maps into and out of them, their gains, and the short convolution."""
+"""What mixers with heads share: how many, the maps into and out of them, gains, decays, and the short convolution."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.initializers import FanIn, Ones, Uniform
+from jaxlm.initializers import FanIn, LogOfUniform, Ones, StepBias, Uniform
 from jaxlm.module import Spec
 from jaxlm.ops.conv import conv
 from jaxlm.ops.dense import dense
@@ -33,6 +33,26 @@ def per_head(d: int, h: int) -> Spec:
 def head_gain(h: int, v: int) -> Spec:
     """The gain of a norm over each head.   (h, v)"""
     return Spec((h, v), ("heads", "head"), Ones, keep=True)
+
+
+def decays(d: int, h: int) -> dict[str, Spec]:
+    """What `forget` reads.   alpha (d, h), A_log and dt_bias (h)"""
+    return {
+        "alpha": per_head(d, h),
+        "A_log": Spec((h,), ("heads",), LogOfUniform(0.0, 16.0), keep=True),
+        "dt_bias": Spec((h,), ("heads",), StepBias(), keep=True),
+    }
+
+
+def forget(params: Params, x: Array) -> Array:
+    """log α = -exp(A) softplus(x W_α + b), a decay a head (Yang et al. 2025, section 3), at least float32.
+
+    params  of `decays`
+    x       (b, t, d)
+    ->      (b, t, h)
+    """
+    step = jax.nn.softplus(dense(wide(x), params["alpha"], params["dt_bias"]))
+    return -jnp.exp(params["A_log"].astype(step.dtype))[None, None] * step
 
 
 def taps_of(h: int, k: int, size: int = 4) -> Spec:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers.heads import divisor, from_heads, head_gain, into_heads, short_heads, taps_of
+from jaxlm.layers.heads import decays, divisor, forget, from_heads, head_gain, into_heads, short_heads, taps_of
 from jaxlm.layers.norm import l2_norm, rms_norm
 from jaxlm.mixers.base import Mixer, leaf
 from jaxlm.ops.delta import delta
@@ -16,14 +16,16 @@ class DeltaProduct(Mixer):
     """A product of `steps` Householder transitions for every token (Siems et al. 2025, 2502.10297, section 3).
 
     q = SiLU(conv4(x W_q)), and for j = 1..n: k_j, v_j = SiLU(conv4(x W_j)),  β_j = β_max σ(x W_βj); q, k_j of length 1
-    S_{t,0} = S_{t-1,n}       S_{t,j} = S_{t,j-1} + β_{t,j} k_{t,j}' (v_{t,j} - k_{t,j} S_{t,j-1})
-    o_t = q_t S_{t,n} / √k       y_t = W_O RMSNorm_head(o_t), with `gate` times SiLU(x_t W_g) before W_O
+    S_{t,0} = S_{t-1,n}, with `decay` times α_t, log α_t = -exp(A) softplus(x_t W_α + b)
+    S_{t,j} = S_{t,j-1} + β_{t,j} k_{t,j}' (v_{t,j} - k_{t,j} S_{t,j-1})       o_t = q_t S_{t,n} / √k
+    y_t = W_O RMSNorm_head(o_t), with `gate` times SiLU(x_t W_g) before W_O
 
     x, y       (b, t, d)
     state      S (b, h, k, v), k = v = d / h; the last 3 inputs of each convolution (b, 3, h, k or n k)
     heads      None: 4, or the largest divisor of the width below
     steps      n; with one it is DeltaNet
     beta_max   2 makes each transition anything between the identity and a reflection
+    decay      Gated DeltaProduct: a token first lets the memory fade, once for all its steps
     """
 
     width: int
@@ -31,6 +33,7 @@ class DeltaProduct(Mixer):
     steps: int = 2
     beta_max: float = 2.0
     gate: bool = False
+    decay: bool = False
 
     paper = "Siems et al. 2025"
     forms = ("chunkwise",)
@@ -54,7 +57,8 @@ class DeltaProduct(Mixer):
         p = {n: into_heads(d, h, size) for n, size in self.sizes().items()}
         p |= {"conv": {n: taps_of(h, size) for n, size in self.sizes().items()}}
         p |= {"beta": into_heads(d, h, self.steps), "norm": head_gain(h, k), "out": from_heads(h, k, d)}
-        return p | {"gate": into_heads(d, h, k)} if self.gate else p
+        p |= {"gate": into_heads(d, h, k)} if self.gate else {}
+        return p | decays(d, h) if self.decay else p
 
     def state(self, batch: int, room: int = 0):
         h, k = self.h, self.width // self.h
@@ -68,6 +72,11 @@ class DeltaProduct(Mixer):
         b, t, h, _ = x.shape
         return x.reshape(b, t, h, self.steps, -1).swapaxes(2, 3).reshape(b, t * self.steps, h, -1)
 
+    def once(self, x: Array) -> Array:
+        """What only the first step of a token has; zeros at the others.   (b, t, ...) -> (b, t n, ...)"""
+        x = jnp.pad(x[:, :, None], [(0, 0), (0, 0), (0, self.steps - 1)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
     def apply(
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
@@ -78,12 +87,11 @@ class DeltaProduct(Mixer):
         beta = self.beta_max * jax.nn.sigmoid(dense(wide(x), params["beta"]))
         k, v, rate = (self.spread(a) for a in (wide(now["key"]), now["value"], beta))
         q, n = l2_norm(wide(now["query"])), self.steps
-        # Only the last step of a token is read, and only its first one can begin a document.
+        # Only the last step of a token is read, and only its first one can decay or begin a document.
         last = jnp.pad((q * q.shape[-1] ** -0.5)[:, :, None], [(0, 0), (0, 0), (n - 1, 0), (0, 0), (0, 0)])
-        last, first = last.reshape(k.shape), starts
-        if starts is not None:
-            first = jnp.pad(starts[:, :, None], [(0, 0), (0, 0), (0, n - 1)]).reshape(k.shape[:2])
-        o, after = delta(last, l2_norm(k), v, rate[..., 0], None, S, first)
+        g = self.once(forget(params, x)) if self.decay else None
+        first = None if starts is None else self.once(starts)
+        o, after = delta(last.reshape(k.shape), l2_norm(k), v, rate[..., 0], g, S, first)
         y = rms_norm(o[:, n - 1 :: n], params["norm"])
         if self.gate:
             y = y * jax.nn.silu(dense(x, params["gate"]))

@@ -1,13 +1,12 @@
 """Gated DeltaNet: the delta rule with a memory that can also be emptied, by one decay a head."""
 
-import jax
-import jax.numpy as jnp
+from typing import Any
 
-from jaxlm.initializers import LogOfUniform, StepBias
-from jaxlm.layers.heads import from_heads, head_gain, into_heads, per_head, short_heads, taps_of
+import jax
+
+from jaxlm.layers.heads import decays, forget, from_heads, head_gain, into_heads, per_head, short_heads, taps_of
 from jaxlm.layers.norm import l2_norm, rms_norm
 from jaxlm.mixers.base import Mixer, leaf
-from jaxlm.module import Spec
 from jaxlm.ops.delta import delta
 from jaxlm.ops.dense import dense, merge
 from jaxlm.ops.isolate import isolate, spoil
@@ -62,9 +61,7 @@ class GatedDeltaNet(Mixer):
         return {n: into_heads(d, h, k) for n, k in self.sizes().items()} | {
             "conv": {n: taps_of(h, k) for n, k in self.sizes().items()},
             "beta": per_head(d, h),
-            "alpha": per_head(d, h),
-            "A_log": Spec((h,), ("heads",), LogOfUniform(0.0, 16.0), keep=True),
-            "dt_bias": Spec((h,), ("heads",), StepBias(), keep=True),
+            **decays(d, h),
             "gate": into_heads(d, h, v),
             "norm": head_gain(h, v),
             "out": from_heads(h, v, d),
@@ -78,19 +75,26 @@ class GatedDeltaNet(Mixer):
 
     def forget(self, params: Params, x: Array) -> Array:
         """log α, at least float32.   x (b, t, d) -> (b, t, h)"""
-        step = jax.nn.softplus(dense(wide(x), params["alpha"], params["dt_bias"]))
-        return -jnp.exp(params["A_log"].astype(step.dtype))[None, None] * step
+        return forget(params, x)
+
+    def remember(
+        self, params: Params, x: Array, state: State, starts: Array | None, **given: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """o (b, t, h, v), and the memory after the last token.   given: q, k, v, beta, g of `delta`"""
+        o, S = delta(**given, state=None if state is None else state["S"], starts=starts)
+        return o, {"S": S}
 
     def apply(
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
         x, state, spoiled = isolate(starts, x, state)
-        S, past = (None, None) if state is None else (state["S"], state["conv"])
-        now, past = short_heads(params, x, past, starts)
+        now, past = short_heads(params, x, None if state is None else state["conv"], starts)
         q, k = l2_norm(wide(now["query"])), l2_norm(wide(now["key"]))  # wide: beta |k|^2 beyond 2 would grow
         beta = self.beta_max * jax.nn.sigmoid(dense(wide(x), params["beta"]))
-        o, after = delta(q * q.shape[-1] ** -0.5, k, now["value"], beta, self.forget(params, x), S, starts)
+        given = {"q": q * q.shape[-1] ** -0.5, "k": k, "v": now["value"], "beta": beta, "g": self.forget(params, x)}
+        o, after = self.remember(params, x, state, starts, **given)
         y = rms_norm(o, params["norm"]) * jax.nn.silu(dense(x, params["gate"]))
-        state = {"S": after if S is None else after.astype(S.dtype), "conv": past}
-        return spoil(spoiled, merge(y, params["out"])), spoil(spoiled[:, -1], state)
+        after = after if state is None else {n: a.astype(state[n].dtype) for n, a in after.items()}
+        after["conv"] = past
+        return spoil(spoiled, merge(y, params["out"])), spoil(spoiled[:, -1], after)
