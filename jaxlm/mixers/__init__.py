@@ -15,6 +15,8 @@ from jaxlm.mixers.kda import KDA as KDA
 from jaxlm.mixers.lem import LEM as LEM
 from jaxlm.mixers.liger import Liger as Liger
 from jaxlm.mixers.linear_attention import LinearAttention as LinearAttention
+from jaxlm.mixers.log_linear import LogLinearGatedDeltaNet as LogLinearGatedDeltaNet
+from jaxlm.mixers.log_linear import LogLinearMamba2 as LogLinearMamba2
 from jaxlm.mixers.lru import LRU as LRU
 from jaxlm.mixers.lstm import LSTM as LSTM
 from jaxlm.mixers.mamba import Mamba as Mamba

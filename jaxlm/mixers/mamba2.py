@@ -1,5 +1,7 @@
 """Mamba-2: a state space model whose transition is one number a head, that is, linear attention with a learned step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -104,17 +106,25 @@ class Mamba2(Mixer):
         step = jax.nn.softplus(wide(step) + params["dt_bias"].astype(wide(x).dtype)[None, None])
         return z, v, pair[:, :, 0], pair[:, :, 1], step, past
 
+    def remember(
+        self, params: Params, x: Array, state: State, starts: Array | None, **given: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """o (b, t, h, v), and the memory after the last token.   given: q, k, v, g of `decay`"""
+        o, S = decay(**given, state=None if state is None else state["S"], starts=starts)
+        return o, {"S": S}
+
     def apply(
         self, params: Params, x: Array, state: State = None, starts: Array | None = None, key: Array | None = None
     ) -> tuple[Array, State]:
         self.accepts(x, starts)
         x, state, spoiled = isolate(starts, x, state)
-        S, past = (None, None) if state is None else (state["S"], state["conv"])
-        z, v, B, C, step, past = self.project(params, x, past, starts)
+        z, v, B, C, step, past = self.project(params, x, None if state is None else state["conv"], starts)
         rate, skip = (params[n].astype(step.dtype)[None, None] for n in ("A_log", "skip"))
         k, q = (jnp.repeat(a, self.h // self.groups, axis=2) for a in (B, C))
-        o, after = decay(q, k, step[..., None] * wide(v), -jnp.exp(rate) * step, S, starts)
+        written, g = step[..., None] * wide(v), -jnp.exp(rate) * step
+        o, after = self.remember(params, x, state, starts, q=q, k=k, v=written, g=g)
         o = (o + skip[..., None] * wide(v)).reshape(z.shape) * jax.nn.silu(wide(z))
         o = rms_norm(o.reshape(*x.shape[:2], *params["norm"].shape), params["norm"], self.eps).reshape(z.shape)
-        after = {"S": after if S is None else after.astype(S.dtype), "conv": past}
+        after = after if state is None else {n: a.astype(state[n].dtype) for n, a in after.items()}
+        after["conv"] = past
         return spoil(spoiled, dense(o.astype(x.dtype), params["out"])), spoil(spoiled[:, -1], after)
