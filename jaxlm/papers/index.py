@@ -127,4 +127,14 @@ ROWS = (
         ("jaxlm.mixers.sinks.LambdaAttention", "jaxlm.mixers.sinks.SinkAttention"),
         "the mask and the limited distance in numpy, cut and packed; up to the window it is attention",
     ),
+    Row(
+        199,
+        "Log-Linear Attention (Guo et al. 2025)",
+        (
+            "jaxlm.ops.fenwick",
+            "jaxlm.mixers.log_linear.LogLinearMamba2",
+            "jaxlm.mixers.log_linear.LogLinearGatedDeltaNet",
+        ),
+        "chunked = token by token = the masked product; live states at most log2 T + 1; weights of 1 give the parent",
+    ),
 )
