@@ -115,7 +115,7 @@ def encode(sequences: Sequence[Words], words: Words, first: int, room: int, left
 
 def _fill(rng: np.random.Generator, rules: Sequence[tuple[str, str]], *parts: Pair) -> Pair:
     """One of the rules at random, with the parts in place of X and Y."""
-    number, rule = NUMBERS[rng.integers(len(NUMBERS))], rules[rng.integers(len(rules))]
+    number, rule = NUMBERS[int(rng.integers(len(NUMBERS)))], rules[int(rng.integers(len(rules)))]
 
     def side(which: int) -> Words:
         known = dict(zip("XY", (part[which] for part in parts), strict=False))

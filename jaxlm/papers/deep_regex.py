@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlm.blocks import Chain
+from jaxlm.blocks import Stack
 from jaxlm.data import regex_text
 from jaxlm.data.automata import equivalent
 from jaxlm.data.errors import DataError
@@ -45,7 +45,7 @@ class Settings:
     longest: int = 32
     width: int = 96
     layers: int = 2
-    steps: int = 2000
+    steps: int = 800
     batch: int = 64
     rate: float = 4e-3
 
@@ -59,7 +59,7 @@ BUDGETS = {
 
 def model_of(s: Settings) -> Seq2Seq:
     """LSTMs on both sides."""
-    body = Chain((LSTM(s.width),) * s.layers)
+    body = Stack(LSTM(s.width), s.layers)
     reads, writes = (FIRST + len(regex_text.vocabulary(side)) for side in (0, 1))
     return Seq2Seq(reads, writes, body, body)
 
@@ -105,7 +105,7 @@ def train(s: Settings, lab: Lab, model: Seq2Seq, source: np.ndarray, target: np.
         right = (guess == writes[seen]) | (writes[seen] == NOTHING)
         return {"text": jnp.mean(jnp.all(right, axis=-1), dtype=jnp.float32)}
 
-    every = max(n for n in range(1, 101) if s.steps % n == 0)
+    every = max(n for n in range(1, 26) if s.steps % n == 0)
     tx = clipped(optax.adam(trapezoid(s.rate, s.steps, warmup=100)))
     keep = None if lab.folder is None else lab.folder / "progress.npz"
     own = lab.key[None]
