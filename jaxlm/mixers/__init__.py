@@ -20,6 +20,7 @@ from jaxlm.mixers.log_linear import LogLinearMamba2 as LogLinearMamba2
 from jaxlm.mixers.lru import LRU as LRU
 from jaxlm.mixers.lstm import LSTM as LSTM
 from jaxlm.mixers.ltc import LTC as LTC
+from jaxlm.mixers.ltm import LTM as LTM
 from jaxlm.mixers.mamba import Mamba as Mamba
 from jaxlm.mixers.mamba2 import Mamba2 as Mamba2
 from jaxlm.mixers.mingru import MinGRU as MinGRU
