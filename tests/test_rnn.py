@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from cells import agrees, apply, begin, example, half, loop, single
+from cells import agrees, apply, begin, example, loop, single
 from tolerance import close
 
 from jaxlm.mixers.gru import GRU
@@ -33,10 +33,6 @@ def test_is_the_equation_with_another_activation(activation):
     params, x, state, starts = example(mixer)
     want = loop(cell(activation), params, x, state, starts, begin(mixer, params, 3))
     close(apply(mixer, params, x, state, starts), single(want))
-
-
-def test_bfloat16_stays_near():
-    half(RNN(16), cell("tanh"))
 
 
 def test_counts_and_init():

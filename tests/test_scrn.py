@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from cells import agrees, apply, begin, example, half, loop, single
+from cells import agrees, apply, begin, example, loop, single
 from tolerance import close
 
 from jaxlm.mixers.rnn import RNN
@@ -43,10 +43,6 @@ def test_delayed_is_the_codes_loop_which_starts_at_a_tenth():
     close(apply(mixer, params, x, state, starts), single(loop(code, params, x, state, starts, tenth)))
     starts[:, 0] = True
     close(apply(mixer, params, x, None, starts), single(loop(code, params, x, tenth, starts, tenth)))
-
-
-def test_bfloat16_stays_near():
-    half(SCRN(16, alpha=ALPHA), paper)
 
 
 def test_the_context_is_the_exponential_average(x64):

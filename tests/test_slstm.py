@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import agrees, apply, begin, example, half, loop, single, wide_numpy
+from cells import agrees, apply, begin, example, loop, single, wide_numpy
 from tolerance import close
 
 from jaxlm.blocks import Stack
@@ -61,10 +61,6 @@ def loud(params):
 
 def test_is_the_papers_recurrence():
     agrees(MIXER, cell)
-
-
-def test_bfloat16_stays_near():
-    half(SLSTM(16), cell)
 
 
 def test_the_stabiliser_is_not_seen():
