@@ -3,6 +3,7 @@
 from jaxlm.errors import ConfigError
 from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
+from jaxlm.mixers.conv_linear_attention import ConvLinearAttention as ConvLinearAttention
 from jaxlm.mixers.cornn import CoRNN as CoRNN
 from jaxlm.mixers.delta_product import DeltaProduct as DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
