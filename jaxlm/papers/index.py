@@ -29,6 +29,12 @@ ROWS = (
         ("lem-fhn", "lem-adding", "lem-smnist"),
     ),
     Row(
+        19,
+        "Learning Longer Memory in Recurrent Neural Networks (Mikolov et al. 2014)",
+        ("jaxlm.mixers.scrn.SCRN",),
+        "both forms in numpy; the context is the exponential average in float64; without it, a simple recurrent network",
+    ),
+    Row(
         39,
         "Neural Generation of Regular Expressions from Natural Language (Locascio et al. 2016)",
         ("jaxlm.models.seq2seq.Seq2Seq", "jaxlm.data.regex_text", "jaxlm.data.automata"),
@@ -103,6 +109,12 @@ ROWS = (
         "the recurrence in numpy; chunked equals recurrent; the lower bound rises with depth",
     ),
     Row(
+        141,
+        "On the Benefits of Biophysical Synapses (Lemmel & Grosu 2023)",
+        ("jaxlm.mixers.ltc.LTC",),
+        "the slope is A(x) x + b(x) in float64; the fused solver in numpy; potentials stay among the reversals",
+    ),
+    Row(
         142,
         "TransNormerLLM, lightning attention (Qin et al. 2023)",
         ("jaxlm.mixers.tnl.TNL",),
@@ -120,6 +132,12 @@ ROWS = (
         ("jaxlm.lenses.key_value",),
         "output is the sum of coefficient times value rows; triggers share patterns more than chance",
         ("ffn-memory",),
+    ),
+    Row(
+        181,
+        "Extending Memory for Language Modelling (Nugaliyadde 2023)",
+        ("jaxlm.mixers.ltm.LTM",),
+        "the cell in numpy; bounded over 10,000 tokens; the first of 500 has a gradient, from the library's first weights",
     ),
     Row(
         198,
