@@ -32,7 +32,7 @@ ROWS = (
         19,
         "Learning Longer Memory in Recurrent Neural Networks (Mikolov et al. 2014)",
         ("jaxlm.mixers.scrn.SCRN",),
-        "both forms in numpy; the context is the exponential average in float64; without it, a simple recurrent network",
+        "both forms in numpy; the context is the exponential average in float64; without it, the plain RNN",
     ),
     Row(
         39,
@@ -137,7 +137,7 @@ ROWS = (
         181,
         "Extending Memory for Language Modelling (Nugaliyadde 2023)",
         ("jaxlm.mixers.ltm.LTM",),
-        "the cell in numpy; bounded over 10,000 tokens; the first of 500 has a gradient, from the library's first weights",
+        "the cell in numpy; bounded over 10,000 tokens; from its first weights the first of 500 has a gradient",
     ),
     Row(
         198,
