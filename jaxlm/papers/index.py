@@ -96,6 +96,13 @@ ROWS = (
         ("memnn-world",),
     ),
     Row(
+        125,
+        "LSTM: A Search Space Odyssey (Greff et al. 2015)",
+        ("jaxlm.mixers.odyssey_lstm.OdysseyLSTM",),
+        "all nine cells in numpy, their limits as equalities, exact counts; a long lag without each part of the cell",
+        ("odyssey",),
+    ),
+    Row(
         126,
         "Scaling Laws for Associative Memories (Cabannes et al. 2024)",
         ("jaxlm.memory.outer",),
