@@ -62,7 +62,9 @@ class LM2(Segmented):
         d = self.width
         square = Spec((d, d), ("embed", "state"), FanIn(), ins=("embed",))
         bias = Spec((d,), ("embed",), Zeros, keep=True)
-        p = {n: square for n in ("query", "key", "value", "out", "input", "forget")}
+        p = {n: square for n in ("query", "out", "input", "forget")}
+        # The bank's rows begin with length 1 and not sqrt(d): a larger start, or hardly anything is read at first.
+        p |= {n: dataclasses.replace(square, init=FanIn(4.0)) for n in ("key", "value")}
         p |= {"out_bias": bias, "input_bias": bias, "forget_bias": dataclasses.replace(bias, init=Ones)}
         return {"attention": self.attention.params(), **p}
 
