@@ -16,9 +16,9 @@ FLOORS = [
     ("layers",),
     ("mixers", "blocks"),
     ("models", "memory", "data", "tasks"),
-    ("codec", "files", "session", "generate"),
+    ("codec", "files", "session", "generate", "speculate"),
     ("train",),
-    ("theory", "lenses", "compress", "bridges"),
+    ("theory", "lenses", "compress", "bridges", "plan"),
     ("papers",),
     ("cli", "__main__"),
 ]
