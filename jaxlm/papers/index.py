@@ -56,6 +56,12 @@ ROWS = (
         ("camelot",),
     ),
     Row(
+        59,
+        "When Linear Attention Meets Autoregressive Decoding (You et al. 2024)",
+        ("jaxlm.mixers.conv_linear_attention.ConvLinearAttention", "jaxlm.speculate"),
+        "the recurrence in numpy; no later token moves a bit; tree-verified drafts write the greedy tokens one for one",
+    ),
+    Row(
         64,
         "End-To-End Memory Networks (Sukhbaatar et al. 2015)",
         ("jaxlm.memory.memn2n.MemN2N", "jaxlm.memory.memn2n_lm.MemN2NLM"),
