@@ -35,6 +35,12 @@ ROWS = (
         "both forms in numpy; the context is the exponential average in float64; without it, the plain RNN",
     ),
     Row(
+        26,
+        "Exploring the Limits of Language Modeling (Jozefowicz et al. 2016)",
+        ("jaxlm.models.char_lm.CharLM", "jaxlm.layers.char_cnn.CharCNN", "jaxlm.ops.sampled"),
+        "the character CNN in numpy; the sampled loss and its gradient become the full softmax's as samples grow",
+    ),
+    Row(
         39,
         "Neural Generation of Regular Expressions from Natural Language (Locascio et al. 2016)",
         ("jaxlm.models.seq2seq.Seq2Seq", "jaxlm.data.regex_text", "jaxlm.data.automata"),
