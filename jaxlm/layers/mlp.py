@@ -29,7 +29,7 @@ class GatedMLP(Module):
         return {"gate": into, "up": into, "down": Spec((f, d), ("mlp", "embed"), FanIn(), ins=("mlp",))}
 
     def apply(self, params: Params, x: Array) -> Array:
-        act = ACTIVATIONS[self.activation]
+        act, x = ACTIVATIONS[self.activation], name(x, "mlp.in")
         h = name(act(dense(x, params["gate"])) * dense(x, params["up"]), "mlp.hidden")
         return dense(h, params["down"])
 
@@ -61,5 +61,5 @@ class MLP(Module):
         return p
 
     def apply(self, params: Params, x: Array) -> Array:
-        h = ACTIVATIONS[self.activation](dense(x, params["up"], params.get("up_bias")))
+        h = ACTIVATIONS[self.activation](dense(name(x, "mlp.in"), params["up"], params.get("up_bias")))
         return dense(name(h, "mlp.hidden"), params["down"], params.get("down_bias"))
