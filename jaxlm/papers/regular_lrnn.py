@@ -44,7 +44,7 @@ class Settings:
     every: steps after which `batch` new sequences are judged"""
 
     tasks: tuple[str, ...] = tuple(LAYERS)
-    steps: tuple[int, ...] = (200, 600, 1200)
+    steps: tuple[int, ...] = (300, 600, 1200)
     width: int = 32
     block: int = 8
     length: int = 40
