@@ -22,6 +22,20 @@ class Row:
 
 ROWS = (
     Row(
+        1,
+        "textTOvec: Deep Contextualized Neural Autoregressive Topic Models (Gupta et al. 2019)",
+        ("jaxlm.models.docnade.DocNADE", "jaxlm.data.newsgroups"),
+        "conditionals in numpy; λ = 0 is DocNADE to 1e-6; on 20NSshort a context lowers held-out perplexity",
+        ("docnade",),
+    ),
+    Row(
+        5,
+        "Why do Nearest Neighbor Language Models Work? (Xu et al. 2023); kNN-LM (Khandelwal et al. 2020)",
+        ("jaxlm.memory.knn_lm.KNNLM",),
+        "search, vote and mixture in numpy; λ = 0 is the base to the bit; a datastore of the training text helps",
+        ("knn-lm",),
+    ),
+    Row(
         14,
         "Long Expressive Memory (Rusch et al. 2022)",
         ("jaxlm.mixers.lem.LEM",),
@@ -180,5 +194,12 @@ ROWS = (
             "jaxlm.mixers.log_linear.LogLinearGatedDeltaNet",
         ),
         "chunked = token by token = the masked product; live states at most log2 T + 1; weights of 1 give the parent",
+    ),
+    Row(
+        220,
+        "MLP Memory: Language Modeling with Retriever-pretrained External Memory (2025)",
+        ("jaxlm.memory.mlp_memory",),
+        "the stack and its loss in numpy; nearer to the kNN votes than the base, and nearly as good as they",
+        ("knn-lm",),
     ),
 )
