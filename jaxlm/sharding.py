@@ -67,7 +67,7 @@ def mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     The mesh has the named axes only, in the order of MESH_AXES; rules for the others replicate.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = _parse(text)
+    sizes = mesh_sizes(text)
     free = [axis for axis, size in sizes.items() if size == -1]
     taken = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1:
@@ -87,7 +87,8 @@ def mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, axes, (AxisType.Auto,) * len(axes), devices=devices[:need])
 
 
-def _parse(text: str) -> dict[str, int]:
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Sizes of the axes that a mesh's text names; -1 as it stands."""
     sizes: dict[str, int] = {}
     for part in text.split(",") if text.strip() else []:
         axis, equals, number = (p.strip() for p in part.partition("="))

@@ -26,17 +26,19 @@ def cross_entropy(x: Array, w: Array, targets: Array, weights: Array) -> tuple[A
     ->          sum of weighted nats, sum of weights
     """
     b, t, _ = x.shape
-    pieces = -(-b * t * w.shape[1] // WIDE_NUMBERS)
+    pieces = min(t, -(-b * t * w.shape[1] // WIDE_NUMBERS))
     if pieces <= 1:
         return jnp.sum(nats(dense(x, w), targets) * weights), jnp.sum(weights)
-    pad = -(b * t) % pieces
-    flat = [a.reshape(b * t, *a.shape[2:]) for a in (x, targets, weights)]
-    flat = [jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape(pieces, -1, *a.shape[1:]) for a in flat]
+
+    def cut(a: Array) -> Array:
+        """(pieces, b, ...): along time, so that rows stay on the devices that hold them."""
+        a = jnp.pad(a, [(0, 0), (0, -t % pieces)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(b, pieces, -1, *a.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def body(total, piece):
         x, targets, weights = piece
         return total + jnp.sum(nats(dense(x, w), targets) * weights), None
 
-    total, _ = jax.lax.scan(body, jnp.zeros((), wide(x).dtype), tuple(flat))
+    total, _ = jax.lax.scan(body, jnp.zeros((), wide(x).dtype), (cut(x), cut(targets), cut(weights)))
     return total, jnp.sum(weights)

@@ -1,0 +1,131 @@
+"""Plans against what the compiler itself says, on meshes that are here; their arithmetic, on meshes that are not."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxlm.blocks import Block, Stack
+from jaxlm.cli import guarded
+from jaxlm.data import Bytes, Text, TextFiles
+from jaxlm.layers.mlp import SwiGLU
+from jaxlm.mixers import make
+from jaxlm.models import LM
+from jaxlm.plan import CHIPS, chip, plan
+from jaxlm.plan.graph import graph_of
+from jaxlm.plan.placing import place
+from jaxlm.plan.traffic import between_devices
+from jaxlm.sharding import mesh as make_mesh
+from jaxlm.train import Experiment
+from jaxlm.train.step import batch_sharding, first_state, train_step
+
+ROOT = Path(__file__).parents[1]
+DATA = Text(TextFiles((str(ROOT / "LICENSE"),)), Bytes(), 64)
+
+
+def experiment(mixer: str, width: int = 64, depth: int = 4, remat: str = "none", mesh: str = "", **more) -> Experiment:
+    model = LM(256, width, Stack(Block(make(mixer, width), SwiGLU(width, 2 * width)), depth, remat))
+    batch = more.pop("batch", 8)
+    return Experiment("plan", model, optax.adamw(1e-3), DATA, 10, batch, mesh=mesh, **more)
+
+
+def compiled(exp: Experiment):
+    """The compiler's account of the update."""
+    mesh = make_mesh(exp.mesh)
+    _, target = first_state(exp, mesh)
+    where = batch_sharding(exp, mesh, (exp.batch, exp.data.length))
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "starts": jnp.bool_}
+    batch = {n: jax.ShapeDtypeStruct((exp.batch, exp.data.length), k, sharding=where) for n, k in kinds.items()}
+    return train_step(exp, mesh).lower(target, batch).compile().memory_analysis()
+
+
+@pytest.mark.parametrize(
+    "exp",
+    [
+        experiment("Attention"),
+        experiment("Attention", remat="full"),
+        experiment("LEM", depth=2),
+        experiment("GLA", depth=2, mesh="data=8"),
+        experiment("Attention", width=128, batch=32, remat="dots", mesh="fsdp=8"),
+        experiment("Attention", width=128, batch=16, mesh="data=2,fsdp=2,tensor=2"),
+    ],
+    ids=lambda e: f"{e.model.body.pattern[0].mixer.__class__.__name__} {e.model.body.remat} {e.mesh}",
+)
+def test_bytes_are_those_of_the_compiler_within_15_percent(exp):
+    found, said = plan(exp, CHIPS["v5e"]), compiled(exp)
+    held = found.weights + found.optimizer + found.batch
+    assert abs(held - said.argument_size_in_bytes) < 200  # the step's number, and the optimizer's
+    whole = said.argument_size_in_bytes + said.temp_size_in_bytes
+    assert 0.85 <= found.bytes / whole <= 1.15, found.bytes / whole
+
+
+def split(graph_function, *args, ins, outs, mesh):
+    return place(graph_of(jax.make_jaxpr(graph_function)(*args)), mesh, ins, outs)
+
+
+def test_what_is_sent_follows_from_the_splits():
+    x, w = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    rows, n = (("fsdp",), ()), 4
+    product = lambda x, w: x @ w  # noqa: E731
+    fsdp = split(product, x, w, ins=[rows, (("fsdp",), ())], outs=[rows], mesh={"fsdp": n})
+    assert between_devices(fsdp) == {"all-gather": 32 * 64 * 4 // n * (n - 1)}  # the weight, from the others
+    contracted = split(product, x, w, ins=[((), ("tensor",)), (("tensor",), ())], outs=[((), ())], mesh={"tensor": n})
+    assert between_devices(contracted) == {"all-reduce": 2 * 16 * 64 * 4 * (n - 1) // n}
+    scattered = split(product, x, w, ins=[((), ("fsdp",)), (("fsdp",), ())], outs=[rows], mesh={"fsdp": n})
+    assert between_devices(scattered) == {"reduce-scatter": 16 * 64 * 4 * (n - 1) // n}
+    free = split(
+        product, x, w, ins=[rows, ((), ("tensor",))], outs=[(("fsdp",), ("tensor",))], mesh={"fsdp": n, "tensor": 2}
+    )
+    assert not between_devices(free) and free.bytes(free.graph.outs[0]) == 16 * 64 * 4 // 8
+
+
+def test_a_loop_sends_what_its_body_sends_as_often():
+    w = jax.ShapeDtypeStruct((6, 32, 32), jnp.float32)
+
+    def f(x, w):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+    rows = (("fsdp",), ())
+    x = jax.ShapeDtypeStruct((16, 32), jnp.float32)
+    placed = split(f, x, w, ins=[rows, ((), ("fsdp",), ())], outs=[rows], mesh={"fsdp": 4})
+    assert between_devices(placed) == {"all-gather": 6 * 32 * 32 * 4 // 4 * 3}
+
+
+def test_more_chips_hold_less_and_a_step_takes_what_bounds_it_longest():
+    one, many = (
+        plan(experiment("Attention", mesh=m, width=128, batch=256), CHIPS["v5p"]) for m in ("fsdp=2", "fsdp=128")
+    )
+    assert many.devices == 128 and one.flops == many.flops and one.tokens == many.tokens == 256 * 64
+    assert many.bytes < one.bytes / 16 and many.fits
+    assert many.step_seconds == max(many.seconds.values()) and 0 < many.utilisation <= 1
+    assert many.seconds["products"] == pytest.approx(many.flops / 128 / CHIPS["v5p"].flops)
+    assert many.dollars(100) == pytest.approx(100 * many.step_seconds / 3600 * 128 * CHIPS["v5p"].dollars)
+
+
+def test_remat_trades_bytes_for_operations():
+    kept, again = (plan(experiment("Attention", remat=r), chip("v4")) for r in ("none", "full"))
+    assert again.temporary < kept.temporary / 2 and 1.2 < again.flops / kept.flops < 1.4
+
+
+def test_the_command(tmp_path, capfd):
+    tiny = str(ROOT / "tests" / "tiny.py")
+    out = tmp_path / "plan.json"
+    assert guarded(["plan", tiny, "--mesh", "fsdp=4", "--chip", "v6e", "--json", str(out)], debug=False) == 0
+    said = capfd.readouterr().out
+    assert "fits" in said and "4 v6e" in said and "hours" in said
+    found = json.loads(out.read_text())
+    assert found["bytes"] == sum(found[k] for k in ("weights", "optimizer", "memory", "batch", "temporary"))
+    assert math.isclose(found["step_seconds"], max(found["seconds"].values()))
+    for args, words in (
+        (["--mesh", "fsdp=-1"], "expected a number"),
+        (["--chip", "v9"], "chip = 'v9': unknown; expected one of v4"),
+        (["--mesh", "fsdp=3"], "expected a multiple of 3"),
+    ):
+        assert guarded(["plan", tiny, *args], debug=False) == 2
+        assert words in capfd.readouterr().err
+    assert guarded(["plan", tiny, "--batch", str(2**22)], debug=False) == 1
+    assert "DOES NOT FIT" in capfd.readouterr().out
