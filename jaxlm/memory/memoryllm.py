@@ -80,7 +80,15 @@ class MemoryLLM(LM):
                 f"{type(self).__name__}: starts has shape {starts.shape}, expected None: a row is one text"
             )
         state = self.start(params, len(tokens)) if state is None else state
-        y, _, layers = self.through(params, x, state["layers"], self.front(state), key)
+        front = self.front(state)
+
+        def layer(carry: tuple[Array, Array], at: tuple[Tree, Tree]) -> tuple[tuple[Array, Array], Tree]:
+            (x, i), (p, memory) = carry, at
+            slots, first, memory = front(p, memory, x)
+            own = None if key is None else jax.random.fold_in(key, i)
+            return (_behind(self.block, p["block"], slots.astype(x.dtype), first, x, own), i + 1), memory
+
+        (y, _), layers = jax.lax.scan(layer, (x, jnp.int32(0)), (self.layers(params), state["layers"]))
         return y, {**state, "layers": layers}
 
     def front(self, state: State) -> Front:
@@ -94,12 +102,18 @@ class MemoryLLM(LM):
         tokens   (b, t) int, t at least K
         key      which slots go: the same of each layer, others in each row
         """
-        x, b = self.entry(params, tokens), len(tokens)
-        if tokens.shape[1] < self.new:
-            raise ShapeError(f"{type(self).__name__}: a text of {tokens.shape[1]} tokens, expected at least {self.new}")
-        first = jnp.where(state["updates"] == 0, self.new, 0)
-        last: Front = lambda p, memory, x: (memory["pool"][:, -self.new :], first, memory)  # noqa: E731
-        _, new, _ = self.through(params, x, state["layers"], last)
+        x, (b, t), k = self.entry(params, tokens), tokens.shape, self.new
+        if t < k:
+            raise ShapeError(f"{type(self).__name__}: a text of {t} tokens, expected at least {k}")
+        first = jnp.where(state["updates"] == 0, k, 0)
+        marks = jnp.arange(k + t, dtype=jnp.int32)[None] == first[:, None]
+
+        def layer(x: Array, at: tuple[Params, Array]) -> tuple[Array, Array]:
+            p, last = at
+            h = self.block.apply(p, jnp.concatenate([last.astype(x.dtype), x], axis=1), None, marks)[0]
+            return h[:, k:], h[:, -k:]
+
+        _, new = jax.lax.scan(layer, x, (self.layers(params)["block"], state["layers"]["pool"][:, :, -k:]))
         return self.push(state, wide(new) + wide(params["offset"])[None, None, None], jax.random.split(key, b))[0]
 
     def entry(self, params: Params, tokens: Array) -> Array:
@@ -107,26 +121,6 @@ class MemoryLLM(LM):
         self.reads(tokens)
         scale = self.width**0.5 if self.scale is None else self.scale
         return jnp.take(params["embed"], tokens, axis=0) * jnp.asarray(scale, params["embed"].dtype)
-
-    def through(
-        self, params: Params, x: Array, memory: Tree, front: Front, key: Array | None = None
-    ) -> tuple[Array, Array, Tree]:
-        """A text through all layers, each with slots in front of it.
-
-        x        (b, t, d)
-        memory   what layers have of their own; leaves (l, b, ...)
-        ->       (b, t, d);  each layer's last K states (l, b, K, d);  memory
-        """
-
-        def layer(carry: tuple[Array, Array], at: tuple[Tree, Tree]) -> tuple[tuple[Array, Array], tuple[Array, Tree]]:
-            (x, i), (p, memory) = carry, at
-            slots, first, memory = front(p, memory, x)
-            own = None if key is None else jax.random.fold_in(key, i)
-            before, y = _behind(self.block, p["block"], slots.astype(x.dtype), first, x, own)
-            return (y, i + 1), (jnp.concatenate([before, y], axis=1)[:, -self.new :], memory)
-
-        (y, _), (new, memory) = jax.lax.scan(layer, (x, jnp.int32(0)), (self.layers(params), memory))
-        return y, new, memory
 
     def push(self, state: State, new: Array, keys: Array) -> tuple[State, dict[str, Array]]:
         """K slots at random out of each row's pool, the new ones in at its end.
@@ -157,13 +151,13 @@ class MemoryLLM(LM):
         return after, dropped
 
 
-def _behind(block: Any, p: Params, slots: Array, first: Array, x: Array, key: Array | None) -> tuple[Array, Array]:
-    """A block over [slots; x] of which x sees the slots from `first` (b) on.   outputs (b, n, d), (b, t, d)
+def _behind(block: Any, p: Params, slots: Array, first: Array, x: Array, key: Array | None) -> Array:
+    """What a block makes of x in [slots; x], of which it sees the slots from `first` (b) on.   (b, t, d)
 
-    In two calls, so that a compiler drops the first one's outputs where nobody reads them. What is not seen counts as
+    In two calls, so that a compiler drops the first one's outputs, which nobody reads. What is not seen counts as
     another document: it takes no place.
     """
     (b, t, _), n = x.shape, slots.shape[1]
     marks = jnp.arange(n + t, dtype=jnp.int32)[None] == first[:, None]
-    before, state = block.apply(p, slots, block.start(p, b, n + t), marks[:, :n])
-    return before, block.apply(p, x, state, marks[:, n:], key)[0]
+    state = block.apply(p, slots, block.start(p, b, n + t), marks[:, :n])[1]
+    return block.apply(p, x, state, marks[:, n:], key)[0]

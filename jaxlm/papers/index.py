@@ -89,6 +89,20 @@ ROWS = (
         ("babi", "babi-joint", "babi-10k", "memn2n-ptb"),
     ),
     Row(
+        89,
+        "MemoryLLM: Towards Self-Updatable Large Language Models (Wang et al. 2024)",
+        ("jaxlm.memory.memoryllm.MemoryLLM",),
+        "layers composed by hand; a slot survives as (1 - K/N)^n; 10,000 updates; a fact is known right after its write",
+        ("memoryllm",),
+    ),
+    Row(
+        93,
+        "M+: Extending MemoryLLM with Scalable Long-Term Memory (Wang et al. 2025)",
+        ("jaxlm.memory.m_plus.MPlus",),
+        "every dropped slot is in the store; the paper's choice in its order; facts known at ten times the pool's distance",
+        ("memoryllm",),
+    ),
+    Row(
         100,
         "Hierarchically Gated Recurrent Network (Qin et al. 2023)",
         ("jaxlm.mixers.hgrn.HGRN",),
@@ -147,6 +161,13 @@ ROWS = (
         "HGRN2: Gated Linear RNNs with State Expansion (Qin et al. 2024)",
         ("jaxlm.mixers.hgrn2.HGRN2",),
         "the recurrence in numpy; chunked equals recurrent; the lower bound rises with depth",
+    ),
+    Row(
+        138,
+        "LM2: Large Memory Models (Kang et al. 2025), and the Recurrent Memory Transformer (Bulatov et al. 2022)",
+        ("jaxlm.memory.lm2.LM2", "jaxlm.memory.rmt.RMT"),
+        "equations in numpy; a closed output gate is the base; from an identity bank to stories longer than the window",
+        ("lm2",),
     ),
     Row(
         141,
