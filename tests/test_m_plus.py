@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cells import apply, begin, noisy, wide_numpy
@@ -110,7 +111,7 @@ def test_with_nothing_in_the_store_it_is_memoryllm(example):
 
 def test_the_retriever_learns_from_its_loss(example):
     params, text, state = example
-    store, x = state["layers"]["store"], np.asarray(MODEL.entry(params, text))
+    store, x = state["layers"]["store"], jnp.asarray(MODEL.entry(params, text))
     wanted = store["number"] == store["number"].max(axis=2, where=store["credit"] > 0, initial=-1, keepdims=True)
     both = {"block": params["body"]["block0"], "retriever": params["retriever"]}
 

@@ -92,14 +92,14 @@ ROWS = (
         89,
         "MemoryLLM: Towards Self-Updatable Large Language Models (Wang et al. 2024)",
         ("jaxlm.memory.memoryllm.MemoryLLM",),
-        "layers composed by hand; a slot survives as (1 - K/N)^n; 10,000 updates; a fact is known right after its write",
+        "layers composed by hand; a slot survives as (1 - K/N)^n; 10,000 updates; a fact is known after its write",
         ("memoryllm",),
     ),
     Row(
         93,
         "M+: Extending MemoryLLM with Scalable Long-Term Memory (Wang et al. 2025)",
         ("jaxlm.memory.m_plus.MPlus",),
-        "every dropped slot is in the store; the paper's choice in its order; facts known at ten times the pool's distance",
+        "every dropped slot is in the store; the best, by age, in front; facts known at ten times the pool's distance",
         ("memoryllm",),
     ),
     Row(
