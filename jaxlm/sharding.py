@@ -30,6 +30,7 @@ __all__ = [
     "identity",
     "init_sharded",
     "mesh",
+    "mesh_text",
     "resolve",
     "shardings",
 ]
@@ -85,6 +86,11 @@ def mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     axes = tuple(axis for axis in MESH_AXES if axis in sizes) or ("data",)
     shape = tuple(sizes.get(axis, 1) for axis in axes)
     return jax.make_mesh(shape, axes, (AxisType.Auto,) * len(axes), devices=devices[:need])
+
+
+def mesh_text(mesh: Mesh) -> str:
+    """The text that makes this mesh, with numbers for all axes."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

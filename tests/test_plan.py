@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.blocks import Block, Stack
 from jaxlm.cli import guarded
@@ -16,6 +17,7 @@ from jaxlm.layers.mlp import SwiGLU
 from jaxlm.mixers import make
 from jaxlm.models import LM
 from jaxlm.plan import CHIPS, chip, plan
+from jaxlm.plan.compiled import bytes_of, collectives
 from jaxlm.plan.graph import graph_of
 from jaxlm.plan.placing import place
 from jaxlm.plan.traffic import between_devices
@@ -93,6 +95,45 @@ def test_a_loop_sends_what_its_body_sends_as_often():
     x = jax.ShapeDtypeStruct((16, 32), jnp.float32)
     placed = split(f, x, w, ins=[rows, ((), ("fsdp",), ())], outs=[rows], mesh={"fsdp": 4})
     assert between_devices(placed) == {"all-gather": 6 * 32 * 32 * 4 // 4 * 3}
+
+
+def test_a_compiled_program_tells_the_same():
+    """Six products in a loop, each gathering its weight: the plan's bytes are the program's."""
+    n, width, mesh = 6, 32, make_mesh("fsdp=8")
+    place_at = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
+    x = jax.ShapeDtypeStruct((16, width), jnp.float32, sharding=place_at("fsdp"))
+    w = jax.ShapeDtypeStruct((n, width, width), jnp.float32, sharding=place_at(None, "fsdp"))
+    rows = place_at("fsdp")
+
+    def f(x, w):
+        one = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None)  # noqa: E731
+        return jax.lax.scan(one, x, w)[0]
+
+    program = jax.jit(f, out_shardings=rows).lower(x, w).compile()
+    assert collectives(program.as_text()) == {"all-gather": n * width * width * 4}
+    held = bytes_of(program)
+    assert held["arguments"] == (16 * width + n * width * width) * 4 // 8 and held["temporary"] > 0
+
+
+def test_collectives_of_a_text():
+    text = """HloModule m
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %r = f32[4,8]{1,0} reduce-scatter(f32[32,8] %x), dimensions={0}
+}
+
+%inner (p: f32[2]) -> f32[2] {
+  ROOT %s = (f32[2], f32[16]{0}) all-gather-start(f32[2] %p), dimensions={0}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %w = (s32[], bf16[4,8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %f = f32[16] fusion(f32[2] %a), kind=kCustom, calls=%inner
+  %d = f32[16] all-gather-done((f32[2], f32[16]) %s)
+  ROOT %g = (bf16[3], f32[]) all-reduce(bf16[3] %b, f32[] %c), to_apply=%sum
+}
+"""
+    assert collectives(text) == {"reduce-scatter": 5 * 128, "all-gather": 64, "all-reduce": 10}
 
 
 def test_more_chips_hold_less_and_a_step_takes_what_bounds_it_longest():

