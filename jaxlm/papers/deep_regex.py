@@ -59,7 +59,7 @@ BUDGETS = {
 
 def model_of(s: Settings) -> Seq2Seq:
     """LSTMs on both sides."""
-    body = Stack(LSTM(s.width), s.layers)
+    body = Stack(LSTM(s.width), s.layers) if s.layers > 1 else LSTM(s.width)
     reads, writes = (FIRST + len(regex_text.vocabulary(side)) for side in (0, 1))
     return Seq2Seq(reads, writes, body, body)
 
@@ -154,6 +154,6 @@ def draw(figure, series) -> None:
     left.plot(steps, series["curves"]["loss"], label="training: nats a sign")
     left.set(xlabel="steps of training", ylim=(0, 1))
     left.legend()
-    names = [f"{n} to {int(n) + 4}" for n in series["lengths"]]
+    names = [f"{n}-{int(n) + 4}" for n in series["lengths"]]
     right.bar(names, [share for share, _ in series["lengths"].values()])
     right.set(xlabel="signs of the expression", ylabel="share with equal automata", ylim=(0, 1))
