@@ -33,6 +33,7 @@ __all__ = [
     "mesh_text",
     "resolve",
     "shardings",
+    "ways",
 ]
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -199,6 +200,16 @@ class _Constrain:
 def constrainer(mesh: Mesh, rules: Rules = RULES) -> Callable[[Array, Axes], Array]:
     """A function `constrain(x, axes)` that places x on the mesh by logical names; an unsplit axis is replicated."""
     return _Constrain(mesh, tuple(rules))
+
+
+def ways(constrain: Callable[..., Array], axes: Axes, shape: Sequence[int]) -> int:
+    """Devices among which `constrain` splits an array of such axes; 1 without a mesh."""
+    if not isinstance(constrain, _Constrain):
+        return 1
+    spec = resolve(axes, shape, constrain.mesh, constrain.rules, "constrain")
+    return math.prod(
+        constrain.mesh.shape[a] for part in spec for a in ((part,) if isinstance(part, str) else part or ())
+    )
 
 
 @dataclasses.dataclass(frozen=True)

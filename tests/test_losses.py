@@ -9,8 +9,8 @@ from tolerance import close
 from jaxlm.ops import losses
 
 
-@pytest.mark.parametrize(("t", "limit"), [(7, 1 << 24), (7, 60), (8, 60), (5, 1)], ids=str)
-def test_pieces_change_nothing(t, limit, monkeypatch):
+@pytest.mark.parametrize(("t", "limit", "devices"), [(7, 1 << 24, 1), (7, 60, 1), (8, 20, 3), (5, 1, 1)], ids=str)
+def test_pieces_change_nothing(t, limit, devices, monkeypatch):
     monkeypatch.setattr(losses, "WIDE_NUMBERS", limit)
     keys = jax.random.split(jax.random.key(0), 4)
     x, w = jax.random.normal(keys[0], (3, t, 4)), jax.random.normal(keys[1], (4, 6))
@@ -21,7 +21,7 @@ def test_pieces_change_nothing(t, limit, monkeypatch):
         p = jax.nn.log_softmax(x @ w)
         return -jnp.sum(weights * jnp.take_along_axis(p, targets[..., None], axis=-1)[..., 0])
 
-    got, grads = jax.value_and_grad(lambda x, w: losses.cross_entropy(x, w, targets, weights)[0], (0, 1))(x, w)
+    got, grads = jax.value_and_grad(lambda x, w: losses.cross_entropy(x, w, targets, weights, devices)[0], (0, 1))(x, w)
     want, wanted = jax.value_and_grad(whole, (0, 1))(x, w)
     close(got, want)
     jax.tree.map(close, grads, wanted)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from jaxlm.plan.placing import place
 from jaxlm.plan.traffic import between_devices
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train import Experiment
+from jaxlm.train.config import load_config
 from jaxlm.train.step import batch_sharding, first_state, train_step
 
 ROOT = Path(__file__).parents[1]
@@ -170,3 +172,20 @@ def test_the_command(tmp_path, capfd):
         assert words in capfd.readouterr().err
     assert guarded(["plan", tiny, "--batch", str(2**22)], debug=False) == 1
     assert "DOES NOT FIT" in capfd.readouterr().out
+
+
+HEAD = re.compile(r"plan +(\d+) (\w+), mesh (\S+): ([\d.]+) GiB a chip, ([\d.]+) hours and \$([\d,]+) at best")
+
+
+@pytest.mark.parametrize("config", ["attention_1b", "gated_delta_1b", "llama_7b"])
+def test_heads_of_configs_say_what_the_plan_says(config):
+    file = ROOT / "configs" / f"{config}.py"
+    said = HEAD.search(file.read_text())
+    assert said, "a large config's head tells chips, hours and cost"
+    devices, kind, mesh, gib, hours, dollars = said.groups()
+    exp = load_config(file)()
+    found = plan(exp, chip(kind))
+    assert (exp.mesh, found.devices, found.fits) == (mesh, int(devices), True)
+    assert found.bytes / 2**30 == pytest.approx(float(gib), rel=0.02)
+    assert found.hours(exp.steps) == pytest.approx(float(hours), rel=0.02)
+    assert found.dollars(exp.steps) == pytest.approx(float(dollars.replace(",", "")), rel=0.02)

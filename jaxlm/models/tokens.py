@@ -8,7 +8,7 @@ from jaxlm.errors import ShapeError
 from jaxlm.module import Module
 from jaxlm.ops.dense import dense
 from jaxlm.ops.losses import cross_entropy
-from jaxlm.sharding import identity
+from jaxlm.sharding import identity, ways
 from jaxlm.typing import Array, Params, State, wide
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
@@ -69,4 +69,5 @@ class TokenModel(Module):
     ) -> tuple[tuple[Array, Array], State]:
         """((sum of weighted nats, sum of weights), state), never holding all logits wide.   all (b, t)"""
         x, state = self.hidden(params, tokens, state, starts, key, constrain)
-        return cross_entropy(x, self.readout(params), targets, weights), state
+        devices = ways(constrain, ("batch", "time"), tokens.shape)
+        return cross_entropy(x, self.readout(params), targets, weights, devices), state

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxlm.ops.dense import dense
 from jaxlm.typing import Array, wide
 
-WIDE_NUMBERS = 1 << 24  # logits held wide at once; beyond, the loss goes over tokens in pieces
+WIDE_NUMBERS = 1 << 24  # logits a device holds wide at once; beyond, the loss goes over tokens in pieces
 
 
 def nats(logits: Array, targets: Array) -> Array:
@@ -16,17 +16,18 @@ def nats(logits: Array, targets: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def cross_entropy(x: Array, w: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
-    """Summed cross-entropy of a linear readout, never holding more than WIDE_NUMBERS wide logits at once.
+def cross_entropy(x: Array, w: Array, targets: Array, weights: Array, devices: int = 1) -> tuple[Array, Array]:
+    """Summed cross-entropy of a linear readout, never holding more than WIDE_NUMBERS wide logits a device at once.
 
     x           (b, t, d)
     w           (d, n)              readout
     targets     (b, t) int
     weights     (b, t)              0 leaves a token out
+    devices     that share the tokens: with more of them there are fewer pieces, each of which reads all of w
     ->          sum of weighted nats, sum of weights
     """
     b, t, _ = x.shape
-    pieces = min(t, -(-b * t * w.shape[1] // WIDE_NUMBERS))
+    pieces = min(t, -(-b * t * w.shape[1] // (WIDE_NUMBERS * devices)))
     if pieces <= 1:
         return jnp.sum(nats(dense(x, w), targets) * weights), jnp.sum(weights)
 

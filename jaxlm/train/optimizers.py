@@ -59,3 +59,14 @@ def trapezoid(rate: float, steps: int, warmup: int = 40, cooldown: float = 0.5) 
         optax.linear_schedule(rate, 0.0, max(1, steps - hold)),
     ]
     return optax.join_schedules(pieces, [warmup, hold])
+
+
+def cosine(rate: float, steps: int, warmup: int = 2000, last: float = 0.1) -> optax.Schedule:
+    """Linear warm-up, then half a cosine down to the share `last` of the rate."""
+    warmup = max(1, min(warmup, steps // 10))
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), last * rate)
+
+
+def adamw(module: Module, rate: optax.ScalarOrSchedule, weight_decay: float = 0.1) -> optax.GradientTransformation:
+    """AdamW as large language models use it: b2 0.95, decay on matrices only, the gradient clipped at norm 1."""
+    return clipped(optax.adamw(rate, b2=0.95, weight_decay=weight_decay, mask=decay_mask(module)))
