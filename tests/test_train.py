@@ -125,7 +125,7 @@ def updated(exp, steps=1):
     make, _ = first_state(exp, mesh)
     state, update, rows, losses = make(), train_step(exp, mesh), exp.data.training(exp.seed), []
     for step in range(steps):
-        state, metrics = update(state, placed(exp, mesh, rows.batch(step, exp.batch)))
+        state, metrics = update(state, placed(exp, mesh, rows, step, exp.batch))
         losses.append(metrics["loss"])
     return jax.device_get((state.params, jnp.stack(losses)))
 

@@ -1,5 +1,6 @@
 """jaxlm train [CONFIG] [--knobs]"""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxlm.cli import say
+from jaxlm.cli.cluster import joined
 from jaxlm.cli.knobs import parse
 from jaxlm.cli.progress import Progress
 from jaxlm.data import Tokenizer, baselines
@@ -19,32 +21,46 @@ from jaxlm.generate import Sampling, generate
 from jaxlm.train.config import build, find_config, known_configs, load_config
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.loop import Result, Run
+from jaxlm.train.processes import first, once, shared, whole
 from jaxlm.train.report import JsonLines, TensorBoard, loss_curve, read_metrics
 from jaxlm.train.rundir import RunDirectory, new_run, newest_run
 
 RUNS = Path("runs")
 
 
-def options(run_dir: Path | None = None, resume: bool = False) -> None:
-    """Where the run goes.
+def options(
+    run_dir: Path | None = None, resume: bool = False, coordinator: str = "", processes: int = 1, process: int = 0
+) -> None:
+    """Where the run goes, and which processes it has.
 
     Args:
         run_dir: Directory of the run. If it holds a run already, that run goes on. Default: runs/NAME-date-time.
         resume: Go on with the newest run of this config under runs/.
+        coordinator: HOST:PORT of process 0. TPU pods, SLURM and Open MPI are found without these three flags.
+        processes: How many processes make the run, each with the devices that it sees.
+        process: Which of them this is, from 0.
     """
 
 
 def main(args: list[str]) -> None:
-    """Train a config, or go on with a run."""
+    """Train a config, or go on with a run, alone or as one of several processes."""
+    with joined(args):
+        command(args)
+
+
+def command(args: list[str]) -> None:
+    """Find the run that the arguments mean, and train it."""
     named = args[0] if args and not args[0].startswith("-") else None
     args = args[1:] if named is not None else args
     place, progress = existing(named, args), Progress()
+    progress.console.quiet = not first()
     if place is None:
         config = find_config(named or "quickstart")
         function = load_config(config)
         knobs, opts = parse_train(config.stem, function, args)
         exp = build(function, knobs)
-        place = RunDirectory(opts["run_dir"]) if opts["run_dir"] else new_run(RUNS, exp.name)
+        path = opts["run_dir"] or new_run(RUNS, exp.name).path
+        place = RunDirectory(Path(shared(str(path))))  # and no process is still looking for a run when it begins
         begin = partial(place.create, config, knobs, exp)
     else:
         exp, knobs = resumed(place, named, args, progress.note)
@@ -64,12 +80,13 @@ def train(exp: Experiment, place: RunDirectory, begin: Callable[[], None], progr
             if not new:
                 begin()
 
-        run = Run(exp, place.path, [], create)
+        run = Run(exp, place.path, [], partial(once, create))
         run.listeners = [progress, JsonLines(place.path / "metrics.jsonl"), TensorBoard(place.path / "tensorboard")]
         progress.note(f"{place.path}  {exp.name}: {summary(exp)}")
         with progress:
             result = run()
-        finish(exp, place, result, run, progress)
+        result = dataclasses.replace(result, params=whole(result.params))
+        once(partial(finish, exp, place, result, run, progress))
 
 
 def existing(named: str | None, args: list[str]) -> RunDirectory | None:
@@ -139,12 +156,11 @@ def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progr
     }
     (place.path / "result.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     loss_curve(metrics, place.path / "loss.png", {k: v for k, v in rows.items() if k != "this run"})
-    params = jax.device_get(result.params)
-    save(place.path, exp.model, params)
+    save(place.path, exp.model, result.params)
     run.emit("end")
     progress.table("held-out bits per byte", rows)
     if exp.sample:
-        text = sample(exp, params, exp.prompt, exp.sample, Sampling(temperature=0.8), exp.seed)
+        text = sample(exp, result.params, exp.prompt, exp.sample, Sampling(temperature=0.8), exp.seed)
         (place.path / "sample.txt").write_text(text, encoding="utf-8")
         progress.text("a sample at temperature 0.8", text)
     say(f"{place.path}: loss.png, metrics.jsonl, model.json; go on with: jaxlm sample {place.path} --prompt TEXT")

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxlm.errors import ConfigError
 from jaxlm.module import path_name
+from jaxlm.train.processes import alone, once, together
 from jaxlm.typing import Array, Tree
 
 
@@ -76,6 +78,14 @@ class Checkpoints:
         self.ocp, self.directory = ocp, Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.reader = self.manager if alone() else self.of_this_process()
+
+    def of_this_process(self) -> Any:
+        """A manager that reads without waiting for the other processes: damage may meet one of them only."""
+        i = jax.process_index()
+        own = self.ocp.options.MultiprocessingOptions(i, {i}, f"reader{i}")
+        options = self.ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=own)
+        return self.ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
         """Complete checkpoints, newest first."""
@@ -129,8 +139,15 @@ class Checkpoints:
 
     def read(self, step: int, target: Tree) -> Tree:
         """The values of one checkpoint; raises if it cannot be read, is altered, or is of another layout."""
+        tree, meta = together(partial(self.values, step, target))
+        if int(fingerprint(tree)) != meta["fingerprint"]:
+            raise ValueError("its values differ from their fingerprint")
+        return tree
+
+    def values(self, step: int, target: Tree) -> tuple[Tree, dict]:
+        """(the values that the devices of this process hold, what lies beside them)"""
         args = self.ocp.args
-        meta = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        meta = self.reader.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         held, wanted = meta["layout"], layout(target)
         if meta["check"] != check(meta):
             raise ValueError("its description is altered")
@@ -142,25 +159,28 @@ class Checkpoints:
                 f"{wanted.get(name)}; expected the run's own model, optimizer, batch and layout"
             )
         values = args.Composite(values=args.StandardRestore(flat(target)))
-        out = self.manager.restore(step, args=values)["values"]
-        tree = jax.tree.unflatten(jax.tree.structure(target), [out[name] for name in flat(target)])
-        if int(fingerprint(tree)) != meta["fingerprint"]:
-            raise ValueError("its values differ from their fingerprint")
-        return tree
+        out = self.reader.restore(step, args=values)["values"]
+        return jax.tree.unflatten(jax.tree.structure(target), [out[name] for name in flat(target)]), meta
 
     def set_aside(self, step: int) -> None:
         """Move a damaged checkpoint out of the way: nothing is deleted."""
-        aside = self.directory.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        place = aside / str(step)
-        while place.exists():
-            place = place.with_name(place.name + "_")
-        (self.directory / str(step)).rename(place)
+
+        def move() -> None:
+            aside = self.directory.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            place = aside / str(step)
+            while place.exists():
+                place = place.with_name(place.name + "_")
+            (self.directory / str(step)).rename(place)
+
+        once(move)
         self.manager.reload()
 
     def close(self) -> None:
         """End the writing threads, after what they write."""
         self.guard(self.manager.close, None)
+        if self.reader is not self.manager:
+            self.reader.close()
 
 
 def first_line(e: BaseException) -> str:

@@ -17,6 +17,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train.checkpoint import Checkpoints
 from jaxlm.train.experiment import Experiment
+from jaxlm.train.processes import Watch, check_mesh, first
 from jaxlm.train.step import TrainState, batch_sharding, evaluation_step, first_state, train_step
 from jaxlm.typing import Params
 
@@ -69,10 +70,21 @@ def signals_noted() -> Iterator[list[int]]:
             signal.signal(signum, old)
 
 
-def placed(exp: Experiment, mesh: Any, batch: dict) -> dict:
-    """A batch of numpy rows on the devices that need them."""
-    where = batch_sharding(exp, mesh, batch["tokens"].shape)
-    return {name: jax.device_put(value, where) for name, value in batch.items()}
+def placed(exp: Experiment, mesh: Any, text: Any, step: int, size: int) -> dict:
+    """Batch `step` of `size` rows of a text, on its devices; a process makes the rows of its own devices only."""
+    shape = (size, text.length)
+    where = batch_sharding(exp, mesh, shape)
+
+    def rows(index: tuple) -> tuple[int, int]:
+        return index[0].indices(size)[:2]
+
+    spans = {rows(index) for index in where.addressable_devices_indices_map(shape).values()}
+    made = {span: text.batch(step, size, slice(*span)) for span in spans}
+
+    def field(name: str) -> jax.Array:
+        return jax.make_array_from_callback(shape, where, lambda index: made[rows(index)][name][:, index[1]])
+
+    return {name: field(name) for name in next(iter(made.values()))}
 
 
 def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0) -> float:
@@ -80,7 +92,7 @@ def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: E
     total, size = min(rows or text.rows, text.rows), exp.batch // exp.accumulate
     nats = weight = 0.0
     for i in range(-(-total // size)):
-        n, w = step(params, placed(exp, mesh, text.batch(i, size)))
+        n, w = step(params, placed(exp, mesh, text, i, size))
         nats, weight = nats + float(n), weight + float(w)
     return text.stream.bits_per_byte(nats, weight)
 
@@ -95,9 +107,14 @@ class Run:
         listeners: Sequence[Listener] = (),
         create: Callable[[], None] = lambda: None,
     ):
-        """create: called when everything was found usable, before anything is written to the directory"""
+        """One experiment in one directory.
+
+        listeners   told what happens; of several processes, those of the first only
+        create      called when everything was found usable, before anything is written to the directory
+        """
         self.exp, self.directory, self.listeners = exp, Path(directory), listeners
         self.mesh = make_mesh(exp.mesh)
+        check_mesh(self.mesh, exp.mesh)
         part, wide = exp.batch // exp.accumulate, exp.evaluate_length or exp.data.length
         for shape in ((part, exp.data.length), (part, wide)):
             batch_sharding(exp, self.mesh, shape)  # raises before anything is read
@@ -109,7 +126,7 @@ class Run:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", exp.keep)
 
     def emit(self, kind: str, **values: Any) -> None:
-        for listener in self.listeners:
+        for listener in self.listeners if first() else ():
             listener({"kind": kind, **values})
 
     def begin(self) -> TrainState:
@@ -135,14 +152,15 @@ class Run:
         """Train to the last step; returns what it ended with, or raises Stopped after saving."""
         began = time.monotonic()
         with signals_noted() as caught:
+            watch = Watch(caught)
             try:
                 state = self.begin()
-                state, loss = self.updates(state, caught)
+                state, loss = self.updates(state, watch)
                 self.save(state)
                 bits = self.evaluate(state.params, self.exp.steps, 0)
                 self.checkpoints.wait()
-                if caught:
-                    raise Stopped(caught[0], self.exp.steps)
+                if signum := watch.now():
+                    raise Stopped(signum, self.exp.steps)
             finally:
                 self.checkpoints.close()
         return Result(state.params, self.exp.steps, loss, bits, time.monotonic() - began)
@@ -157,19 +175,18 @@ class Run:
             )
         return loss
 
-    def updates(self, state: TrainState, caught: list[int]) -> tuple[TrainState, float]:
-        exp, first, loss = self.exp, int(state.step), math.nan
-        if first > exp.steps:
+    def updates(self, state: TrainState, watch: Watch) -> tuple[TrainState, float]:
+        exp, begun, loss = self.exp, int(state.step), math.nan
+        if begun > exp.steps:
             raise ConfigError(
-                f"Experiment.steps = {exp.steps}: the run has made {first} already; expected at least that"
+                f"Experiment.steps = {exp.steps}: the run has made {begun} already; expected at least that"
             )
-        clock = Clock(exp, first)
-        self.emit("begin", step=first, steps=exp.steps)
-        for step in range(first + 1, exp.steps + 1):
-            batch = self.training.batch(step - 1, exp.batch)
-            state, metrics = self.update(state, placed(exp, self.mesh, batch))
+        clock = Clock(exp, begun)
+        self.emit("begin", step=begun, steps=exp.steps)
+        for step in range(begun + 1, exp.steps + 1):
+            state, metrics = self.update(state, placed(exp, self.mesh, self.training, step - 1, exp.batch))
             last = step == exp.steps
-            stop, due = bool(caught), step % exp.log_every == 0 or step == first + 1 or last
+            stop, due = watch(), step % exp.log_every == 0 or step == begun + 1 or last
             saving = bool(exp.save_every) and step % exp.save_every == 0 and not last
             if due or saving or stop:
                 loss = self.finite(step, metrics)
@@ -179,7 +196,7 @@ class Run:
                 self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **clock.tick(step))
             if stop:
                 self.save(state, wait=True)
-                raise Stopped(caught[0], step)
+                raise Stopped(stop, step)
             if saving:
                 self.save(state)
             if exp.evaluate_every and step % exp.evaluate_every == 0 and not last:
