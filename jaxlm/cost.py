@@ -67,6 +67,8 @@ def _equation(eqn: Any) -> int:
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    if name.startswith("ragged_dot"):  # each row meets one matrix of those that are there
+        return 2 * out * eqn.invars[0].aval.shape[-1]
     if name == "conv_general_dilated":
         # Each output sums over the kernel's taps and its input channels: the kernel without its axis of outputs.
         kernel, outputs = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
