@@ -75,14 +75,17 @@ def placed(exp: Experiment, mesh: Any, text: Any, step: int, size: int) -> dict:
     shape = (size, text.length)
     where = batch_sharding(exp, mesh, shape)
 
-    def rows(index: tuple) -> tuple[int, int]:
+    def rows(index: Any) -> tuple[int, int]:
         return index[0].indices(size)[:2]
 
     spans = {rows(index) for index in where.addressable_devices_indices_map(shape).values()}
     made = {span: text.batch(step, size, slice(*span)) for span in spans}
 
     def field(name: str) -> jax.Array:
-        return jax.make_array_from_callback(shape, where, lambda index: made[rows(index)][name][:, index[1]])
+        def piece(index: Any) -> Any:
+            return made[rows(index)][name][:, index[1]]
+
+        return jax.make_array_from_callback(shape, where, piece)
 
     return {name: field(name) for name in next(iter(made.values()))}
 
