@@ -139,7 +139,10 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
         metrics = {"loss": nats * scale, "weight": weight, "norm": norm}
         return TrainState(state.step + 1, params, optimizer, memory), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    # Left to XLA, a state could come back placed otherwise: the next step would compile again, and a run that goes on
+    # from a checkpoint would be another program than the quiet one.
+    places = jax.tree.map(lambda x: x.sharding, first_state(exp, mesh)[1])
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
 def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tuple[Array, Array]]:
