@@ -1,0 +1,1 @@
+"""Experiments of theory papers as functions."""
