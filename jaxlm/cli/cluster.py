@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.cli import Terminated, explain
+from jaxlm.cli import Terminated, explain, say
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.train.loop import Diverged, Stopped
 
@@ -125,7 +125,8 @@ def leave(e: BaseException) -> None:
     if isinstance(e, Exception):
         code = explain(e)
     else:
-        code = 143 if isinstance(e, Terminated) else 130
+        name, code = ("SIGTERM", 143) if isinstance(e, Terminated) else ("Ctrl-C", 130)
+        say(f"stopped by {name}")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
