@@ -5,6 +5,7 @@ from jaxlm.mixers.attention import Attention as Attention
 from jaxlm.mixers.base import Mixer
 from jaxlm.mixers.conv_linear_attention import ConvLinearAttention as ConvLinearAttention
 from jaxlm.mixers.cornn import CoRNN as CoRNN
+from jaxlm.mixers.cosformer import CosFormer as CosFormer
 from jaxlm.mixers.delta_product import DeltaProduct as DeltaProduct
 from jaxlm.mixers.deltanet import DeltaNet as DeltaNet
 from jaxlm.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
