@@ -3,8 +3,10 @@
 command    python examples/report.py            writes;  --check only compares, and exits with 1 where they differ
 """
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxlm import papers
 from jaxlm.cli.reproduce import band, number
@@ -63,9 +65,85 @@ def records() -> dict[str, Record]:
     return {f.stem: read(f) for f in files if f.is_file()}
 
 
+def others() -> list[str]:
+    """The mixers beside other libraries, as far as `mixers_against_others.py` was run."""
+    file = RESULTS / "mixers_against_others.json"
+    parts = json.loads(file.read_text()) if file.is_file() else {}
+    lines = [] if not parts else ["## The mixers beside other libraries", ""]
+    for name, (says, rows) in {"memax": MEMAX, "torch": TORCH, "decoding": DECODING}.items():
+        if name in parts:
+            part = parts[name]
+            versions = ", ".join(f"{n} {v}" for n, v in part["versions"].items() if n != "device")
+            made = f"{part['seconds']:,.0f} s on {part['versions']['device']}, {versions}, {part['date']}"
+            command = f"`python examples/mixers_against_others.py --parts {name}`"
+            lines += [
+                f"{command}: {made}, commit {part['commit']}. {says.format(**part['sizes'])}",
+                "",
+                *rows(part),
+                "",
+            ]
+    return lines
+
+
+def _memax(part: dict[str, Any]) -> list[str]:
+    lines = [
+        "| mixer | tokens | ours | time, fastest | time, median | memory, MiB: theirs / ours | ratio | met | outputs |",
+        "|---|---:|---|---:|---:|---:|---:|---|---|",
+    ]
+    for name, pair in part["found"].items():
+        gap = "" if pair["gap"] is None else f"differ by {pair['gap']:.0e}"
+        outputs = " with our op: ".join(filter(None, (pair["difference"], gap))) if pair["difference"] else gap
+        for length, found in pair["lengths"].items():
+            memory = found["mebibytes"]
+            for side, r in found["ratios"].items():
+                met = "yes" if r["fastest"] >= 2 and r["mebibytes"] >= 10 else "**no**"
+                cells = (
+                    name, length, side, f"{r['fastest']:.1f}", f"{r['median']:.1f}",
+                    f"{memory['memax']:.2f} / {memory[side]:.2f}", f"{r['mebibytes']:.1f}", met, outputs,
+                )  # fmt: skip
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _torch(part: dict[str, Any]) -> list[str]:
+    lines = ["| cell | torch, s | jaxlm, s | ratio of fastest | of medians |", "|---|---:|---:|---:|---:|"]
+    for name, found in part["found"].items():
+        fastest, ratios = found["seconds"]["fastest"], found["ratios"]
+        times = f"{fastest['torch']:.3f} | {fastest['jaxlm']:.3f}"
+        lines.append(f"| {name} | {times} | {ratios['fastest']:.2f} | {ratios['median']:.2f} |")
+    return lines
+
+
+def _decoding(part: dict[str, Any]) -> list[str]:
+    contexts = part["sizes"]["contexts"]
+    lines = ["| mixer | state, bytes | " + " | ".join(f"{c:,}" for c in contexts) + " | last / first |"]
+    lines.append("|---|---:|" + "---:|" * (len(contexts) + 1))
+    for name, found in part["found"].items():
+        if found["fixed"]:
+            times = [f"{1e6 * found['seconds']['fastest'][str(c)]:.1f}" for c in contexts]
+            cells = name, f"{found['bytes'][0]:,}", *times, f"{found['ratio']:.2f}"
+        else:
+            cells = name, f"{found['bytes'][0]:,} to {found['bytes'][-1]:,}", *[""] * (len(contexts) + 1)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+MEMAX = (
+    "Gradient of one row of width {width}; what memax takes over what ours takes. Met: half of the time and a tenth of "
+    "the temporary memory at once. `checkpointed`: ours as `Checkpointed(mixer)`.",
+    _memax,
+)
+TORCH = (
+    "A training step ({steps} tokens, batch {batch}, width {cell_width}) against a plain loop of the same equations.",
+    _torch,
+)
+DECODING = ("Microseconds a token after a past of so many tokens, fastest turn; one row of width {width}.", _decoding)
+
+
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(name, record) for name, record in records().items())])
+    found = records()
+    return "\n".join([HEAD, table(found), *(section(name, record) for name, record in found.items()), *others()])
 
 
 def headline(name: str, record: Record) -> Record:
@@ -76,10 +154,10 @@ def headline(name: str, record: Record) -> Record:
     )
 
 
-def table() -> str:
+def table(named: dict[str, Record]) -> str:
     """One line a result: its headline (or first judged claim), and how many of its bands were met."""
     lines = ["| `jaxlm reproduce` | shows | paper | ours | bands met | seconds |", "|---|---|---:|---:|---:|---:|"]
-    for name, record in records().items():
+    for name, record in named.items():
         judged = [c["passed"] for c in record["claims"] if c["passed"] is not None]
         first = headline(name, record)
         what = f"{record['title']}: {first['name']}".replace("|", "\\|")
@@ -90,10 +168,11 @@ def table() -> str:
 
 
 def readme() -> str:
-    """The README with its table of papers as the results have it."""
+    """The README with its table: the results whose papers give the number too."""
     text = README.read_text()
     head, rest = text.split(BEGIN)
-    return head + BEGIN + table() + END + rest.split(END)[1]
+    beside = {name: r for name, r in records().items() if headline(name, r)["paper"] is not None}
+    return head + BEGIN + table(beside) + END + rest.split(END)[1]
 
 
 def main() -> int:
