@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a config: jaxlm train [CONFIG] [--steps N --lr X ...]",
-    "plan": "bytes, operations and seconds of a config on chips that need not be there: jaxlm plan CONFIG --chip v5e",
     "sample": "write text: jaxlm sample RUN --prompt TEXT --tokens N, or --pretrained DIR for Hugging Face weights",
     "eval": "bits per byte of a run on held-out text or a file: jaxlm eval RUN [--data FILE]",
+    "plan": "bytes, operations and seconds of a config on chips that need not be there: jaxlm plan CONFIG --chip v5e",
     "reproduce": "a paper's table or figure: jaxlm reproduce NAME [--budget smoke|cpu|gpu], or --list",
     "bench": "what each mixer can do and costs: jaxlm bench capability [--mixers ...] [--tasks ...]",
     "papers": "the papers that the library holds: where each lives, its check, its last result",
