@@ -24,7 +24,6 @@ def block(name: str) -> Block:
 MIXED = (block("LinearAttention"), block("Attention"), Block(make("LEM", WIDTH), MLP(WIDTH), LayerNorm(WIDTH)))
 PARALLEL = Block(Attention(WIDTH, position=None, bias=True), MLP(WIDTH), LayerNorm(WIDTH), residual="parallel")
 MODELS = {
-    "Block": Subject(block("LEM")),
     "Checkpointed": Subject(Checkpointed(block("LRU"), 4)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
     "Stack hybrid": Subject(Stack(MIXED[:2], 4, "dots")),

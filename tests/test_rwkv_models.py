@@ -31,7 +31,8 @@ HALVES = (Block(RWKV5(16), norm=LayerNorm(16)), Block(ChannelMix(16, 8, receptan
 MODELS = {"RWKV-5": rwkv(24, Stack(HALVES, 4)), "RWKV-7": rwkv(24, RWKV7Body(SMALL, ChannelMix(16, 32), depth=3))}
 
 
-@subjects({name: Subject(model, 24) for name, model in MODELS.items()})
+# RWKV-5 is an LM of mixers that are under the laws themselves; RWKV-7 hands values from layer to layer.
+@subjects({"RWKV-7": Subject(MODELS["RWKV-7"], 24)})
 class TestRWKV(Laws):
     pass
 
