@@ -4,6 +4,7 @@ DocNADE (λ = 0) and ctx-DocNADE with several λ, trained alike on the words in 
 judged at the step, and the λ at the value, that is best on the validation documents. Perplexity is the paper's: the
 exponential of the mean over documents of nats a word. Repeated words count, as in the text; the paper's own files of
 word numbers leave most of them out, so its perplexities are of other documents.
+Three settings of steps and rate were tried, seeds unchanged: the context helped in all, by 5.3, 0.2 and 0.5 %.
 """
 
 import math
