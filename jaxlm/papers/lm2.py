@@ -3,8 +3,8 @@
 The window is one line: stories of task 1 (ten sentences, a question after every second) come line by line, and a model
 sees one line at a time: the base decoder nothing else, LM2 also its banks, RMT its memory tokens. All three have the
 same blocks and train alike, on the answers alone. The paper's models are Llama 3.2 of 1.2 billion weights with 2,048
-slots, on bAbI stories spread in long text; there LM2 is 37.1 % above RMT on average, in ratio. A window of two sentences
-was tried first, for 100 steps: no memory learned to help there.
+slots, on bAbI stories spread in long text; there LM2 is 37.1 % above RMT on average, in ratio.
+A window of two sentences was tried first, for 100 steps: no memory learned to help there.
 """
 
 from collections.abc import Sequence
