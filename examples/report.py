@@ -1,4 +1,4 @@
-"""Write examples/results/README.md and the README's table of papers from the committed results.
+"""Write examples/results/README.md, examples/theory/README.md and the README's table from the committed results.
 
 command    python examples/report.py            writes;  --check only compares, and exits with 1 where they differ
 """
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import papers
-from jaxlm.cli.reproduce import band, number
 from jaxlm.papers.record import Record, read
+from jaxlm.papers.report import MARKS, band, cells, headline, number, section, table
 
 RESULTS = Path(__file__).parent / "results"
+THEORY = Path(__file__).parent / "theory" / "README.md"
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- papers -->\n", "<!-- end of papers -->"
 HEAD = """# Reproduced results
@@ -20,48 +21,16 @@ HEAD = """# Reproduced results
 Written by `python examples/report.py` from the JSON beside each picture, which `jaxlm reproduce NAME` wrote. A number
 without a band is only reported. `jaxlm papers` tells where each paper lives.
 """
+THEORY_HEAD = """# Controlled experiments
+
+Written by `python examples/report.py` from the JSON in `../results/`, which `jaxlm reproduce NAME` wrote; all of them:
+`jaxlm reproduce theory --budget cpu`. Where no band stands, the number is only reported.
+"""
 
 
-def section(name: str, record: Record) -> str:
-    """One result: its table, notes and picture."""
-    changed = {k: v for k, v in record["settings"].items() if v != _default(name, record["budget"], k)}
-    flags = "".join(f" --{k.replace('_', '-')} {_flag(v)}" for k, v in changed.items())
-    lines = [
-        f"## {record['title']}",
-        "",
-        f"`jaxlm reproduce {name} --budget {record['budget']}{flags}`: {record['seconds']:,.0f} s on "
-        f"{record['versions']['device']}, jax {record['versions']['jax']}, {record['date']}, "
-        f"commit {record['commit']}.",
-        "",
-        "| claim | paper | ours | band | pass |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for c in record["claims"]:
-        mark = {True: "yes", False: "**no**", None: ""}[c["passed"]]
-        row = c["name"].replace("|", "\\|"), number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark
-        lines.append("| " + " | ".join(row) + " |")
-    lines += [
-        "",
-        *(f"- {note}" for note in record["notes"]),
-        "" if record["notes"] else None,
-        f"![{name}]({name}.png)",
-        "",
-    ]
-    return "\n".join(line for line in lines if line is not None)
-
-
-def _default(name: str, budget: str, field: str) -> object:
-    value = getattr(papers.result(name).BUDGETS[budget], field, None)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _flag(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def records() -> dict[str, Record]:
-    """The committed results by name."""
-    files = [RESULTS / f"{name}.json" for name in papers.names()]
+def records(group: str) -> dict[str, Record]:
+    """The committed results of a group by name."""
+    files = [RESULTS / f"{name}.json" for name in papers.names(group)]
     return {f.stem: read(f) for f in files if f.is_file()}
 
 
@@ -141,42 +110,36 @@ DECODING = ("Microseconds a token after a past of so many tokens, fastest turn; 
 
 
 def page() -> str:
-    """The whole page."""
-    found = records()
+    """examples/results/README.md."""
+    found = records("papers")
     return "\n".join([HEAD, table(found), *(section(name, record) for name, record in found.items()), *others()])
 
 
-def headline(name: str, record: Record) -> Record:
-    """The claim that its module names as HEADLINE, or the first that is judged, or the first."""
-    named, claims = getattr(papers.result(name), "HEADLINE", None), record["claims"]
-    return next(
-        (c for c in claims if c["name"] == named), next((c for c in claims if c["passed"] is not None), claims[0])
-    )
-
-
-def table(named: dict[str, Record]) -> str:
-    """One line a result: its headline (or first judged claim), and how many of its bands were met."""
-    lines = ["| `jaxlm reproduce` | shows | paper | ours | bands met | seconds |", "|---|---|---:|---:|---:|---:|"]
-    for name, record in named.items():
-        judged = [c["passed"] for c in record["claims"] if c["passed"] is not None]
-        first = headline(name, record)
-        what = f"{record['title']}: {first['name']}".replace("|", "\\|")
-        met = f"{sum(judged)} of {len(judged)}" if judged else ""
-        cells = f"`{name}`", what, number(first["paper"]), number(first["ours"]), met, f"{record['seconds']:,.0f}"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def gallery() -> str:
+    """examples/theory/README.md: every experiment in small, what was predicted beside what was measured."""
+    parts = [THEORY_HEAD]
+    for name, record in records("theory").items():
+        parts.append(f"## {record['title']}\n\n{papers.result(name).QUESTION} `jaxlm reproduce {name}`\n")
+        parts.append(f'<img src="../results/{name}.png" width="440" alt="{name}">\n')
+        parts.append("| claim | predicted | published | measured | met |\n|---|---:|---:|---:|---|")
+        for c in record["claims"]:
+            told = band(c["low"], c["high"]), number(c["paper"]), number(c["ours"])
+            parts.append(cells(c["name"], *told, MARKS[c["passed"]]))
+        parts.append(f"\n{record['seconds']:,.0f} s on {record['versions']['device']}, {record['date']}.\n")
+    return "\n".join(parts)
 
 
 def readme() -> str:
     """The README with its table: the results whose papers give the number too."""
     text = README.read_text()
     head, rest = text.split(BEGIN)
-    beside = {name: r for name, r in records().items() if headline(name, r)["paper"] is not None}
+    named = records("papers")
+    beside = {name: r for name, r in named.items() if headline(name, r)["paper"] is not None}
     return head + BEGIN + table(beside) + END + rest.split(END)[1]
 
 
 def main() -> int:
-    pages = {RESULTS / "README.md": page(), README: readme()}
+    pages = {RESULTS / "README.md": page(), THEORY: gallery(), README: readme()}
     stale = [file for file, text in pages.items() if not file.exists() or file.read_text() != text]
     if "--check" not in sys.argv:
         for file in stale:

@@ -18,8 +18,8 @@ FLOORS = [
     ("models", "memory", "data", "tasks"),
     ("codec", "files", "session", "generate", "speculate"),
     ("train",),
-    ("theory", "lenses", "compress", "bridges", "plan"),
-    ("papers",),
+    ("analysis", "lenses", "compress", "bridges", "plan"),
+    ("papers", "theory"),
     ("cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(FLOORS) for part in parts}

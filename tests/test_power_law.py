@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from jaxlm.analysis.power_law import fit_power_law
 from jaxlm.errors import ConfigError, ShapeError
-from jaxlm.theory.power_law import fit_power_law
 
 SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import tyro
 
-from jaxlm.cli.reproduce import LAST, newest, verdict
+from jaxlm.cli.reproduce import LAST, newest
 from jaxlm.papers.index import ROWS
+from jaxlm.papers.report import verdict
 
 
 def main(args: list[str]) -> None:

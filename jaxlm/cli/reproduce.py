@@ -13,11 +13,12 @@ import tyro
 from jaxlm.cli import say
 from jaxlm.cli.knobs import parse
 from jaxlm.cli.progress import Progress
-from jaxlm.papers import names, result
+from jaxlm.papers import GROUPS, names, result
 from jaxlm.papers.record import Record, passed, read
+from jaxlm.papers.report import band, number, section, table, verdict
 
 HELP = """usage: jaxlm reproduce NAME [--budget smoke|cpu|gpu] [settings]
-       jaxlm reproduce all [--budget smoke|cpu|gpu]      every result, one report
+       jaxlm reproduce all [--budget smoke|cpu|gpu]      every result, one report (also: papers, theory)
        jaxlm reproduce --list                            what each one asks, its seconds, its last result
 
 NAME is one of {names}.
@@ -33,8 +34,8 @@ def main(args: list[str]) -> int | None:
         return 0 if args else 2
     if args[0] == "--list":
         return listing(args[1:])
-    if args[0] == "all":
-        return everything(args[1:])
+    if args[0] in ("all", *GROUPS):
+        return everything(args[0], args[1:])
     return one(args[0], result(args[0]), args[1:])
 
 
@@ -92,24 +93,30 @@ def data_directory(given: Path | None) -> Path | None:
     return given if given is not None else Path(named) if named else None
 
 
-def everything(args: list[str]) -> int:
-    """Every result in turn; what fails to run is a line, not an end."""
+def everything(group: str, args: list[str]) -> int:
+    """Every result of a group in turn, and one report; what fails to run is a line, not an end."""
     from jaxlm.errors import ConfigError
 
-    _, how = parse("jaxlm reproduce all", "Every result in turn.", lambda: None, options, args)
-    records, worst = [], 0
-    for name in names():
+    _, how = parse(f"jaxlm reproduce {group}", "Every result in turn, and one report.", lambda: None, options, args)
+    records, worst = {}, 0
+    for name in names(None if group == "all" else group):
         say(f"{name}")
         module = result(name)
         try:
             settings = dataclasses.asdict(module.BUDGETS[how["budget"]])
-            records.append(run(name, module, settings, **how))
+            records[name] = run(name, module, settings, **how)
         except ConfigError as error:
             say(f"{name}: {error}")
             worst = 1
-    for record in records:
+    for record in records.values():
         show(record, sys.stdout.isatty())
         worst = max(worst, 1 if passed(record) is False else 0)
+    report = how["out"] / "report.md"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    seconds = sum(r["seconds"] for r in records.values())
+    head = f"# jaxlm reproduce {group} --budget {how['budget']}\n\n{len(records)} results in {seconds:,.0f} s.\n"
+    report.write_text("\n".join([head, table(records), *(section(n, r) for n, r in records.items())]))
+    say(f"wrote {report}")
     return worst
 
 
@@ -120,14 +127,14 @@ def listing(args: list[str]) -> int:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=None, header_style="bold", pad_edge=False)
+        shown = Table(box=None, header_style="bold", pad_edge=False)
         for head in ("result", "what", "needs", "last", "seconds", "on"):
-            table.add_column(head)
+            shown.add_column(head)
         for name in names():
             module, last = result(name), newest(name, results)
             ran = (verdict(last), f"{last['seconds']:g}", last["versions"]["device"]) if last else ("never", "", "")
-            table.add_row(name, module.TITLE, ", ".join(module.NEEDS), *ran)
-        Console(width=max(Console().width, 150)).print(table)
+            shown.add_row(name, getattr(module, "QUESTION", module.TITLE), ", ".join(module.NEEDS), *ran)
+        Console(width=max(Console().width, 150)).print(shown)
 
     tyro.cli(command, prog="jaxlm reproduce --list", args=args)
     return 0
@@ -143,38 +150,21 @@ def newest(name: str, folders: tuple[Path, ...]) -> Record | None:
     return max(found, key=lambda r: r["date"], default=None)
 
 
-def verdict(record: Record) -> str:
-    """'passed', 'failed: NAME, NAME' or 'not judged'."""
-    failed = [c["name"] for c in record["claims"] if c["passed"] is False]
-    return f"failed: {', '.join(failed)}" if failed else "not judged" if passed(record) is None else "passed"
-
-
 def show(record: Record, wide: bool) -> None:
     """The claims as a table on stdout."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
+    shown = Table(
         title=f"{record['title']} ({record['budget']}, {record['seconds']:g} s)", title_justify="left", box=None
     )
     for head, side in (("claim", "left"), ("paper", "right"), ("ours", "right"), ("band", "right"), ("pass", "left")):
-        table.add_column(head, justify=side)  # type: ignore[arg-type]
+        shown.add_column(head, justify=side)  # type: ignore[arg-type]
     for c in record["claims"]:
         mark = {True: "yes", False: "NO", None: ""}[c["passed"]]
-        table.add_row(escape(c["name"]), number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark)
+        shown.add_row(escape(c["name"]), number(c["paper"]), number(c["ours"]), band(c["low"], c["high"]), mark)
     console = Console() if wide else Console(width=140)
-    console.print(table)
+    console.print(shown)
     for note in record["notes"]:
         console.print(note, markup=False, style="dim")
-
-
-def number(x: float | None) -> str:
-    return "" if x is None else f"{x:.4g}"
-
-
-def band(low: float | None, high: float | None) -> str:
-    """'at most 15', 'at least 0.9', '0.1 to 0.4' or ''."""
-    if low is None and high is None:
-        return ""
-    return f"at most {high:g}" if low is None else f"at least {low:g}" if high is None else f"{low:g} to {high:g}"

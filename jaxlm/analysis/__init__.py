@@ -1,0 +1,1 @@
+"""Tools that dissect functions, models and what was measured of them: Taylor models, tangent kernels, fits, probes."""
