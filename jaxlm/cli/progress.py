@@ -59,6 +59,9 @@ class Progress:
             self.said = time.monotonic()
             self.note(f"step {event['step']}/{self.steps}  {state}")
 
+    def on_skipped(self, event: dict[str, Any]) -> None:
+        self.note(f"step {event['step']}/{self.steps}  skipped: {event['reason']}; its batch: {event['file']}")
+
     def on_evaluation(self, event: dict[str, Any]) -> None:
         what = "held out" if event["whole"] else "held out (some rows)"
         self.note(f"step {event['step']}/{self.steps}  {what}: {event['bits_per_byte']:.3f} bits/byte")

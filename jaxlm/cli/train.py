@@ -148,7 +148,8 @@ def finish(exp: Experiment, place: RunDirectory, result: Result, run: Run, progr
     report = {
         "name": exp.name,
         "steps": result.step,
-        "loss": updates[-1]["loss"],
+        "loss": updates[-1]["loss"] if updates else None,
+        "skipped": result.skipped,
         "bits_per_byte": rows,
         "held_out_bytes": run.held_out.stream.bytes,
         "seconds_of_last_call": round(result.seconds, 1),

@@ -1,6 +1,7 @@
 """What a run is made of: objects, not their fields."""
 
 import dataclasses
+import math
 
 import optax
 
@@ -18,6 +19,9 @@ class Experiment:
     batch           rows of data an update sees, over all devices
     accumulate      the batch is run in this many equal parts, one after the other; the update is the same
                     (but for dropout)
+    spike           skip an update whose loss or gradient norm is beyond this many times its running mean, 0: none;
+                    one that is not finite is always skipped
+    patience        updates skipped in a row that end the run
     dtype           of the computation; weights and optimizer stay float32
     mesh            'data=4,tensor=2': devices along mesh axes; '' is one device
     log_every       updates between two lines of the log
@@ -38,6 +42,8 @@ class Experiment:
     batch: int
     seed: int = 0
     accumulate: int = 1
+    spike: float = 0.0
+    patience: int = 10
     dtype: str = "float32"
     mesh: str = ""
     rules: Rules = RULES
@@ -52,7 +58,7 @@ class Experiment:
     sample: int = 256
 
     def __post_init__(self):
-        for field in ("steps", "batch", "accumulate", "log_every", "keep"):
+        for field in ("steps", "batch", "accumulate", "patience", "log_every", "keep"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"Experiment.{field} = {getattr(self, field)}: expected at least 1")
         for field in ("evaluate_every", "evaluate_length", "evaluate_rows", "save_every", "sample"):
@@ -60,6 +66,8 @@ class Experiment:
                 raise ConfigError(f"Experiment.{field} = {getattr(self, field)}: expected 0 or more")
         if self.batch % self.accumulate:
             raise ConfigError(f"Experiment.accumulate = {self.accumulate}: expected a divisor of batch = {self.batch}")
+        if self.spike != 0 and not 1 < self.spike < math.inf:
+            raise ConfigError(f"Experiment.spike = {self.spike}: expected more than 1 times the mean, or 0 for none")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"Experiment.dtype = {self.dtype!r}: expected float32 or bfloat16")
         if self.data.vocab > self.model.vocab:

@@ -17,6 +17,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train.checkpoint import Checkpoints
 from jaxlm.train.experiment import Experiment
+from jaxlm.train.guard import Skips
 from jaxlm.train.processes import Watch, check_mesh, first
 from jaxlm.train.step import TrainState, batch_sharding, evaluation_step, first_state, train_step
 from jaxlm.typing import Params
@@ -34,15 +35,24 @@ class Stopped(Exception):
 
 
 class Diverged(ArithmeticError):
-    """The loss is not finite: the run ends, its last checkpoint stays as it was."""
+    """Too many updates in a row had to be skipped: the run ends, its last good state is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run gives.   bits_per_byte of the held-out text, seconds of this call, params as they ended"""
+    """What a finished run gives.
+
+    params          as they ended
+    step            updates, made or skipped
+    skipped         of them
+    loss            of the last one that was told of
+    bits_per_byte   of the held-out text
+    seconds         of this call
+    """
 
     params: Params
     step: int
+    skipped: int
     loss: float
     bits_per_byte: float
     seconds: float
@@ -166,17 +176,7 @@ class Run:
                     raise Stopped(signum, self.exp.steps)
             finally:
                 self.checkpoints.close()
-        return Result(state.params, self.exp.steps, loss, bits, time.monotonic() - began)
-
-    @staticmethod
-    def finite(step: int, metrics: dict) -> float:
-        """The loss; raises where it or the gradient is not finite, so that no such step is ever saved."""
-        loss, norm = float(metrics["loss"]), float(metrics["norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"loss = {loss}, gradient norm = {norm} at step {step}: expected finite numbers; try a smaller --lr"
-            )
-        return loss
+        return Result(state.params, self.exp.steps, int(state.guard.skipped), loss, bits, time.monotonic() - began)
 
     def updates(self, state: TrainState, watch: Watch) -> tuple[TrainState, float]:
         exp, begun, loss = self.exp, int(state.step), math.nan
@@ -185,22 +185,28 @@ class Run:
                 f"Experiment.steps = {exp.steps}: the run has made {begun} already; expected at least that"
             )
         clock = Clock(exp, begun)
+        skips = Skips(self.directory / "skipped", exp.spike, exp.patience, int(state.guard.row), self.emit)
         self.emit("begin", step=begun, steps=exp.steps)
         for step in range(begun + 1, exp.steps + 1):
-            state, metrics = self.update(state, placed(exp, self.mesh, self.training, step - 1, exp.batch))
+            batch = placed(exp, self.mesh, self.training, step - 1, exp.batch)
+            state, metrics = self.update(state, batch)
+            skips(step, batch, metrics)
+            if skips.over:
+                self.save(state, wait=True)
+                raise Diverged(f"{skips.row} updates in a row were skipped; {skips.reason}; try a smaller --lr")
             last = step == exp.steps
             stop, due = watch(), step % exp.log_every == 0 or step == begun + 1 or last
             saving = bool(exp.save_every) and step % exp.save_every == 0 and not last
             if due or saving or stop:
-                loss = self.finite(step, metrics)
-            if due:
-                weight, norm = float(metrics["weight"]), float(metrics["norm"])
+                skips.settle()
+            if due and not skips.row:
+                loss, weight, norm = (float(metrics[name]) for name in ("loss", "weight", "norm"))
                 bits = self.training.stream.bits_per_byte(loss * weight, weight)
                 self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **clock.tick(step))
             if stop:
                 self.save(state, wait=True)
                 raise Stopped(stop, step)
-            if saving:
+            if saving and not skips.row:  # a state that is not new would push out an older one
                 self.save(state)
             if exp.evaluate_every and step % exp.evaluate_every == 0 and not last:
                 self.evaluate(state.params, step, exp.evaluate_rows)

@@ -1,11 +1,12 @@
 """Files that a run leaves: JSON lines, TensorBoard, the loss curve. Each is a listener of the loop's events."""
 
 import json
+import math
 from pathlib import Path
 
 from jaxlm.train.loop import Event
 
-LOGGED = ("update", "evaluation")
+LOGGED = ("update", "evaluation", "skipped")
 
 
 class JsonLines:
@@ -22,7 +23,12 @@ class JsonLines:
             new.replace(self.path)  # at once: a kill leaves the old lines or the new ones
         elif event["kind"] in LOGGED:
             with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps(finite(event), allow_nan=False) + "\n")
+
+
+def finite(event: Event) -> Event:
+    """The event with None for numbers that JSON does not have."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
 
 
 def read_metrics(path: Path) -> list[Event]:
@@ -48,7 +54,7 @@ class TensorBoard:
 
             self.writer = SummaryWriter(str(self.directory), flush_secs=10, purge_step=event["step"] + 1)
         elif event["kind"] in LOGGED:
-            for name, value in event.items():
+            for name, value in finite(event).items():
                 if name not in ("kind", "step") and isinstance(value, int | float):
                     self.writer.add_scalar(f"{event['kind']}/{name}", value, event["step"])
         elif event["kind"] == "end":
@@ -65,7 +71,9 @@ def loss_curve(metrics: Path, picture: Path, references: dict[str, float] | None
 
     events = read_metrics(metrics)
     train = [(e["step"], e["loss"] / np.log(2)) for e in events if e["kind"] == "update"]
-    held = [(e["step"], e["bits_per_byte"]) for e in events if e["kind"] == "evaluation"]
+    held = [
+        (e["step"], e["bits_per_byte"]) for e in events if e["kind"] == "evaluation" and e["bits_per_byte"] is not None
+    ]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     if train:
         axes.plot(*zip(*train, strict=True), color="0.6", linewidth=0.8, label="training, bits a token")

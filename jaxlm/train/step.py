@@ -11,8 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlm.mixers.base import batch_axes
 from jaxlm.models.lm import LM
 from jaxlm.module import cast, init
+from jaxlm.relay import spread
 from jaxlm.sharding import constrainer, resolve, shardings
 from jaxlm.train.experiment import Experiment
+from jaxlm.train.guard import Guard, chosen, first_guard, judged
 from jaxlm.typing import Array, Params, Tree
 
 Batch = dict[str, Array]
@@ -21,13 +23,16 @@ Batch = dict[str, Array]
 class TrainState(NamedTuple):
     """Everything that a run carries from update to update.
 
+    step     updates so far, made or skipped
     memory   the model's own state, where the data's rows go on from batch to batch; None otherwise
+    guard    counts of skipped updates, and the means that spikes are told by
     """
 
     step: Any
     params: Any
     optimizer: Any
     memory: Any
+    guard: Guard
 
 
 def first_state(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState]:
@@ -37,14 +42,14 @@ def first_state(exp: Experiment, mesh: Mesh) -> tuple[Callable[[], TrainState], 
     def first() -> TrainState:
         params = init(model, jax.random.key(exp.seed))
         memory = model.start(params, exp.batch) if exp.data.layout == "lanes" else None
-        return TrainState(jnp.zeros((), jnp.int32), params, exp.optimizer.init(params), memory)
+        return TrainState(jnp.zeros((), jnp.int32), params, exp.optimizer.init(params), memory, first_guard())
 
     shapes = jax.eval_shape(first)
     everywhere = NamedSharding(mesh, PartitionSpec())
     weights = shardings(model, mesh, exp.rules)
     optimizer = like_weights(shapes.optimizer, shapes.params, weights, everywhere)
     memory = None if shapes.memory is None else shardings(model.state(exp.batch), mesh, exp.rules)
-    placed = TrainState(everywhere, weights, optimizer, memory)
+    placed = TrainState(everywhere, weights, optimizer, memory, jax.tree.map(lambda _: everywhere, shapes.guard))
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
     return jax.jit(first, out_shardings=placed), target
 
@@ -67,6 +72,14 @@ def like_weights(optimizer: Tree, params: Params, weights: Tree, otherwise: Name
 def batch_sharding(exp: Experiment, mesh: Mesh, shape: tuple[int, int]) -> NamedSharding:
     """Rows over the mesh; raises where the mesh cannot split them."""
     return NamedSharding(mesh, resolve(("batch", "time"), shape, mesh, exp.rules))
+
+
+def abstract_batch(exp: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch with their shardings; raises where the mesh cannot split a part of it."""
+    rows, length = exp.batch, exp.data.length
+    where = batch_sharding(exp, mesh, (rows // exp.accumulate, length))
+    kinds = {"tokens": jnp.int32, "starts": jnp.bool_, "targets": jnp.int32, "weights": jnp.float32}
+    return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=where) for name, kind in kinds.items()}
 
 
 def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array], carries: bool) -> Callable[..., Any]:
@@ -103,11 +116,17 @@ def join_rows(tree: Tree, axes: Tree) -> Tree:
 
 
 def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """update(state, batch) -> (state, {loss (nats a token), weight, norm (of the gradient)})."""
+    """update(state, batch) -> (state, what happened); a bad batch changes nothing but counts (guard.py).
+
+    loss       nats a token
+    weight     tokens that counted
+    norm       of the gradient
+    skipped    updates so far; row: of them, those in a row up to this one
+    """
     model, parts = exp.model, exp.accumulate
     carries = exp.data.layout == "lanes"
-    loss = summed_loss(model, exp.dtype, constrainer(mesh, exp.rules), carries)
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    objective = summed_loss(spread(model, mesh, exp.rules), exp.dtype, constrainer(mesh, exp.rules), carries)
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
     memory_axes = batch_axes(model.state(exp.batch)) if carries else None
 
     def in_parts(params: Params, batch: Batch, memory: Tree, key: Array):
@@ -130,14 +149,17 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
         whole = value_and_grad if parts == 1 else in_parts
         (nats, (weight, memory)), grads = whole(state.params, batch, state.memory, key)
         scale = 1 / jnp.maximum(weight, 1)
-        grads = jax.tree.map(lambda g: g * scale, grads)
+        loss, grads = nats * scale, jax.tree.map(lambda g: g * scale, grads)
         # optax computes bias corrections in mixed dtypes: only its own arithmetic runs under standard promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = exp.optimizer.update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             norm = optax.tree.norm(grads)
-        metrics = {"loss": nats * scale, "weight": weight, "norm": norm}
-        return TrainState(state.step + 1, params, optimizer, memory), metrics
+        good, guard = judged(state.guard, state.step, loss, norm, exp.spike)
+        before = state.params, state.optimizer, state.memory
+        params, optimizer, memory = chosen(good, (params, optimizer, memory), before)
+        metrics = {"loss": loss, "weight": weight, "norm": norm, "skipped": guard.skipped, "row": guard.row}
+        return TrainState(state.step + 1, params, optimizer, memory, guard), metrics
 
     # Left to XLA, a state could come back placed otherwise: the next step would compile again, and a run that goes on
     # from a checkpoint would be another program than the quiet one.
@@ -147,7 +169,7 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
 
 def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tuple[Array, Array]]:
     """evaluate(params, batch) -> (sum of nats, sum of weights)."""
-    f = summed_loss(exp.model, exp.dtype, constrainer(mesh, exp.rules), carries=False)
+    f = summed_loss(spread(exp.model, mesh, exp.rules), exp.dtype, constrainer(mesh, exp.rules), carries=False)
 
     def evaluate(params: Params, batch: Batch):
         nats, (weight, _) = f(params, batch, None, None)
