@@ -14,7 +14,7 @@ FLOORS = [
     ("sharding", "taps", "cost"),
     ("ops",),
     ("layers",),
-    ("mixers", "blocks"),
+    ("mixers", "blocks", "relay"),
     ("models", "memory", "data", "tasks"),
     ("codec", "files", "session", "generate", "speculate"),
     ("train",),

@@ -120,6 +120,17 @@ class Attention(Mixer):
             q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
         return q, k, v
 
+    def remembered(self, params: Params, x: Array, starts: Array | None, number: Array) -> tuple[Array, Array]:
+        """What each token leaves in the state, nan from a non-finite one to its document's end.
+
+        x (b, t, d), starts (b, t), number in the document (b or 1, t) -> keys, turned (b, t, g, k), values (b, t, g, k)
+        """
+        x, _, spoiled = isolate(starts, x)
+        _, k, v = self.project(params, x)
+        if isinstance(self.position, Rope):
+            k = self.position.turn(k, number if self.sets is None else self.sets.places(number))
+        return spoil(spoiled, (k, v))
+
     def give(self, params: Params, y: Array) -> Array:
         """What the heads found, mapped to the width.   y (b, t, h, k) -> (b, t, d)"""
         y = merge(y, params["out"])

@@ -57,15 +57,43 @@ def keep(k, v, cache, starts, place, window, slots) -> dict[str, Array]:
     if cache is None and starts is None:
         pad = [(0, 0), (0, slots - t), (0, 0), (0, 0)]
         return {"k": jnp.pad(k, pad), "v": jnp.pad(v, pad), "length": length}
-    slot = place
+    slot, new = place, None
     if starts is not None:  # only the last document is kept; what lies beyond the slots is dropped
         doc = documents(starts)
-        slot = jnp.where(doc == doc[:, -1:], place, slots)
+        slot, new = jnp.where(doc == doc[:, -1:], place, slots), jnp.any(starts, axis=1)
+    if cache is None:
+        cache = {n: jnp.zeros((b, slots, *x.shape[2:]), x.dtype) for n, x in (("k", k), ("v", v))}
+    return {"k": write(cache["k"], slot, k, new), "v": write(cache["v"], slot, v, new), "length": length}
 
-    def write(x, old):
-        old = jnp.zeros((b, slots, *x.shape[2:]), x.dtype) if old is None else old
-        if starts is not None:
-            old = jnp.where(jnp.any(starts, axis=1)[:, None, None, None], jnp.zeros((), old.dtype), old)
-        return jax.vmap(lambda old, slot, x: old.at[slot].set(x, mode="drop"))(old, slot, x)
 
-    return {"k": write(k, cache and cache["k"]), "v": write(v, cache and cache["v"]), "length": length}
+def upto(cache: Cache, k: Array, v: Array, starts: Array | None, place: Array, n: Array) -> dict[str, Array]:
+    """The cache after the first `n` of these tokens: what `keep` gives for them alone, without a window.
+
+    k, v    of all tokens, in any dtype     (b, t, g, k), (b, t, g, v)
+    starts  first tokens of documents       (b, t) bool, None: none
+    place   of each in its own document     (b or 1, t) int32
+    n       0 to t, may be traced           () int32
+    """
+    b, t = k.shape[:2]
+    slots = cache["k"].shape[1]
+    here = jnp.arange(t, dtype=jnp.int32)[None] < n
+    place = jnp.broadcast_to(place, (b, t))
+    before = jax.lax.dynamic_index_in_dim(place, jnp.maximum(n - 1, 0), 1, False)
+    length, new = jnp.where(n > 0, before + 1, cache["length"]), None
+    if starts is not None:
+        doc = documents(starts)
+        last = jnp.max(jnp.where(here, doc, 0), axis=1)
+        here, new = here & (doc == last[:, None]), last > 0
+    slot = jnp.where(here, place, slots)
+    k, v = k.astype(cache["k"].dtype), v.astype(cache["v"].dtype)
+    return {"k": write(cache["k"], slot, k, new), "v": write(cache["v"], slot, v, new), "length": length}
+
+
+def write(old: Array, slot: Array, x: Array, new: Array | None) -> Array:
+    """Tokens into their slots, dropped beyond the last; rows in a new document forget what they held.
+
+    old (b, slots, ...), slot (b, t) int, x (b, t, ...), new (b) bool or None: none
+    """
+    if new is not None:
+        old = jnp.where(new[:, None, None, None], jnp.zeros((), old.dtype), old)
+    return jax.vmap(lambda old, slot, x: old.at[slot].set(x, mode="drop"))(old, slot, x)

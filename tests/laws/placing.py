@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,36 +12,47 @@ from jaxlm.blocks import Stack
 from jaxlm.errors import ShapeError, UnknownAxis
 from jaxlm.mixers.base import Mixer
 from jaxlm.module import abstract, cast, init, map_specs
+from jaxlm.relay import spread
 from jaxlm.sharding import constrainer, mesh, resolve, shardings
 from laws.subject import BATCH, LENGTHS, ROOM, Subject, case, run, run_placed, shapes
 
-
-@lru_cache
-def cube():
-    """8 devices as data=2, fsdp=2, tensor=2."""
-    return mesh("data=2,fsdp=2,tensor=2")
+CUBE = "data=2,fsdp=2,tensor=2"
+TIME = LENGTHS[1]
 
 
-def placed(subject: Subject, seed: int = 0) -> None:
+def placed(subject: Subject, seed: int = 0, text: str = CUBE) -> None:
     """4. On a mesh, with weights, state and batch placed by the rules, values and gradients are those of one device."""
-    c, t, m = case(subject, seed), LENGTHS[1], cube()
-    given = {**c.given, "x": c.given["x"][:, :t]}
-    starts = c.starts[:, :t].at[1, t // 2].set(True)
-    back = {"y": c.back["y"][:, :t], "state": c.back["state"]}
+    weights = jax.tree.leaves(shardings(subject.model, mesh(text)))
+    assert any(not s.is_fully_replicated for s in weights) or "context" in text, "no weight is split: nothing is tested"
+    close(on_mesh(subject, text, seed), on_one(subject, seed))
 
-    by_batch = lambda a: jax.NamedSharding(m, resolve(("batch",) + (None,) * (a.ndim - 1), a.shape, m))  # noqa: E731
-    state = shardings(subject.model.state(BATCH, ROOM), m)
-    where = {"params": shardings(subject.model, m), "x": by_batch(given["x"]), "state": state}
-    split = [s for s in jax.tree.leaves(where["params"]) if not s.is_fully_replicated]
-    assert split, "no weight is split over the mesh: nothing would be tested"
-    args = jax.device_put((given, starts, back["y"]), (where, by_batch(starts), by_batch(back["y"])))
-    got = run_placed(subject, args[0], args[1], {"y": args[2], "state": back["state"]}, constrainer(m))
-    close(got, run(subject, given, starts, back))
+
+def example(subject: Subject, seed: int, batch: int, t: int) -> tuple[dict, Any, dict]:
+    """(given, starts, back) of t tokens."""
+    c = case(subject, seed, batch)
+    given, back = ({**tree, name: tree[name][:, :t]} for tree, name in ((c.given, "x"), (c.back, "y")))
+    return given, c.starts[:, :t].at[1, t // 2].set(True), back
+
+
+def on_one(subject: Subject, seed: int = 0, batch: int = BATCH, t: int = TIME):
+    """({y, state}, gradients) on one device."""
+    return run(subject, *example(subject, seed, batch, t))
+
+
+def on_mesh(subject: Subject, text: str, seed: int = 0, batch: int = BATCH, t: int = TIME):
+    """The same on a mesh, with weights, state and batch placed by the rules."""
+    m, (given, starts, back) = mesh(text), example(subject, seed, batch, t)
+    place = lambda a: jax.NamedSharding(m, resolve(("batch", "time", None)[: a.ndim], a.shape, m))  # noqa: E731
+    state = shardings(subject.model.state(batch, ROOM), m)
+    where = {"params": shardings(subject.model, m), "x": place(given["x"]), "state": state}
+    args = jax.device_put((given, starts, back["y"]), (where, place(starts), place(back["y"])))
+    split = dataclasses.replace(subject, model=spread(subject.model, m))
+    return run_placed(split, args[0], args[1], {"y": args[2], "state": back["state"]}, constrainer(m))
 
 
 def refuses(subject: Subject) -> None:
     """4. An unknown logical name, or a size that the mesh cannot split, raises; nothing is replicated in silence."""
-    m, specs = cube(), subject.model.params()
+    m, specs = mesh(CUBE), subject.model.params()
     strange = map_specs(lambda s: dataclasses.replace(s, axes=(*s.axes[:-1], "nowhere")[: len(s.axes)], ins=()), specs)
     raises(UnknownAxis, lambda: shardings(strange, m))
     odd = map_specs(lambda s: dataclasses.replace(s, shape=tuple(n | 1 for n in s.shape)), specs)

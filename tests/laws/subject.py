@@ -140,16 +140,16 @@ def after(subject: Subject, params, x, starts):
 
 
 @lru_cache(maxsize=8)
-def case(subject: Subject, seed: int = 0) -> Case:
+def case(subject: Subject, seed: int = 0, batch: int = BATCH) -> Case:
     """Weights near their initial values (so that no bias is zero), and a start state after a random packed prefix."""
     k = jax.random.split(jax.random.key(seed), 8)
     params = init(subject.model, k[0])
     params = jax.tree.map(lambda p, e: p + 0.1 * e, params, noise_like(params, k[1]))
-    starts = jax.random.bernoulli(k[2], 0.05, (BATCH, WHOLE)).at[: BATCH // 2].set(False)
-    prefix = jax.random.bernoulli(k[3], 0.2, (BATCH, PREFIX)).at[0].set(False)
-    state = after(subject, params, subject.inputs(k[4], PREFIX), prefix)
-    given = {"params": params, "x": subject.inputs(k[5], WHOLE), "state": state}
-    return Case(given, starts, noise_like(outputs(subject, WHOLE), k[6]))
+    starts = jax.random.bernoulli(k[2], 0.05, (batch, WHOLE)).at[: batch // 2].set(False)
+    prefix = jax.random.bernoulli(k[3], 0.2, (batch, PREFIX)).at[0].set(False)
+    state = after(subject, params, subject.inputs(k[4], PREFIX, batch), prefix)
+    given = {"params": params, "x": subject.inputs(k[5], WHOLE, batch), "state": state}
+    return Case(given, starts, noise_like(outputs(subject, WHOLE, batch), k[6]))
 
 
 @lru_cache(maxsize=64)
