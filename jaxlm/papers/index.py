@@ -103,6 +103,13 @@ ROWS = (
         ("memoryllm",),
     ),
     Row(
+        91,
+        "On the Origins of Linear Representations in Large Language Models (Jiang et al. 2024)",
+        ("jaxlm.theory.linear_representations",),
+        "a linear code has the exact loss; differences of tokens become parallel in part, at width m to above 0.9",
+        ("linear-representations",),
+    ),
+    Row(
         93,
         "M+: Extending MemoryLLM with Scalable Long-Term Memory (Wang et al. 2025)",
         ("jaxlm.memory.m_plus.MPlus",),
@@ -114,6 +121,13 @@ ROWS = (
         "Hierarchically Gated Recurrent Network (Qin et al. 2023)",
         ("jaxlm.mixers.hgrn.HGRN",),
         "scan in numpy, complex and real; floors rise with depth and hold; HGRN2 with one channel a head has its scan",
+    ),
+    Row(
+        101,
+        "Superposition Yields Robust Neural Scaling (Liu et al. 2025)",
+        ("jaxlm.theory.superposition", "jaxlm.train.optimizers.row_decay"),
+        "the decay and the code in numpy; with all rows held the loss falls as 1 / width, else as the frequencies do",
+        ("superposition",),
     ),
     Row(
         104,
@@ -134,6 +148,13 @@ ROWS = (
         "ReGLA: Refining Gated Linear Attention (Lu et al. 2025)",
         ("jaxlm.mixers.regla.ReGLA",),
         "recurrent = the paper's form; no later token moves an earlier one; the slope of a saturated gate",
+    ),
+    Row(
+        113,
+        "Understanding In-Context Learning in Transformers and LLMs by Learning Discrete Functions (Bhattamishra 2023)",
+        ("jaxlm.tasks.boolean", "jaxlm.analysis.boolean"),
+        "Bayes is the sum over all conjunctions; two points of a lesson identify one; trained: above nearest neighbour",
+        ("boolean-functions",),
     ),
     Row(
         117,
@@ -213,6 +234,13 @@ ROWS = (
         "Extending Memory for Language Modelling (Nugaliyadde 2023)",
         ("jaxlm.mixers.ltm.LTM",),
         "the cell in numpy; bounded over 10,000 tokens; from its first weights the first of 500 has a gradient",
+    ),
+    Row(
+        197,
+        "Memory-Based Meta-Learning on Non-Stationary Distributions (Genewein et al. 2023)",
+        ("jaxlm.analysis.switching",),
+        "PTW and LIN are probabilities and equal their definitions; seven mixers learn to be LIN on its own source",
+        ("switching-sources",),
     ),
     Row(
         198,
