@@ -1,0 +1,86 @@
+"""The dynamics of small networks: Taylor models, tangent kernels, and the closed forms that experiments are held to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerance import close
+
+from jaxlm.analysis.taylor import sharpest, tangent_kernel, taylor
+from jaxlm.errors import ConfigError
+from jaxlm.theory import catapult, neuron_alignment, single_neuron
+
+
+def example(width=6, inputs=3):
+    rng = np.random.default_rng(0)
+    start = {"u": jnp.asarray(rng.normal(size=(width, inputs))), "v": jnp.asarray(rng.normal(size=width))}
+    return start, jax.tree.map(lambda w: w + 0.7, start), jnp.asarray(rng.normal(size=(4, inputs)))
+
+
+def test_the_quadratic_model_of_a_relu_network_has_its_first_activations(x64):
+    start, w, x = example()
+    got = taylor(lambda w: catapult.network(w, x), start, 2)(w)
+    on = np.asarray(x @ start["u"].T) > 0
+    frozen = (on * np.asarray(x @ w["u"].T)) @ np.asarray(w["v"]) / np.sqrt(6)
+    close(got, frozen, jnp.float64)
+    linear = taylor(lambda w: catapult.network(w, x), start, 1)(w)
+    cross = (on * np.asarray(x @ (w["u"] - start["u"]).T)) @ np.asarray(w["v"] - start["v"]) / np.sqrt(6)
+    close(linear, frozen - cross, jnp.float64)
+
+
+def test_taylor_models_of_a_power(x64):
+    cube = lambda w: {"y": w**3}  # noqa: E731
+    at, w = jnp.array([1.0, -2.0]), jnp.array([1.5, 0.5])
+    want = [at**3, at**3 + 3 * at**2 * (w - at), w**3 - (w - at) ** 3, w**3, w**3]
+    for order, y in enumerate(want):
+        close(taylor(cube, at, order)(w), {"y": y}, jnp.float64)
+    with pytest.raises(ConfigError, match="order = -1"):
+        taylor(cube, at, -1)
+
+
+def test_the_tangent_kernel_by_hand(x64):
+    start, _, x = example()
+    u, v, x_ = (np.asarray(a) for a in (start["u"], start["v"], x))
+    on = (x_ @ u.T > 0).astype(float)
+    hidden = on * (x_ @ u.T)
+    want = (hidden @ hidden.T + (on * v**2) @ on.T * (x_ @ x_.T)) / 6
+    got = tangent_kernel(lambda w: catapult.network(w, x), start)
+    close(got, want, jnp.float64)
+    close(sharpest(got), np.linalg.eigvalsh(want)[-1], jnp.float64)
+
+
+def test_separability_by_hand(x64):
+    x = np.array([[1.0, 0.0], [-1.0, 0.5], [2.0, 1.0]])
+    y = np.array([1.0, -1.0, 1.0])
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    want = min(y[i] * y[j] * unit[i] @ unit[j] for i in range(3) for j in range(3))
+    close(neuron_alignment.separability({"x": jnp.asarray(x), "y": jnp.asarray(y)}), want, jnp.float64)
+
+
+def test_neurons_are_aligned_where_they_are_active_on_their_own_points_alone(x64):
+    data = {"x": jnp.array([[1.0, 0.0], [-1.0, 0.1]]), "y": jnp.array([1.0, -1.0])}
+    w = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # own, the other's, one of the other's, dead
+    seen = neuron_alignment.watch({"w": w, "v": jnp.ones(4)}, jax.random.key(0), data)
+    assert float(seen["aligned"]) == 0.5 and float(seen["imbalance"]) == 0
+
+
+def test_the_surrogate_has_the_gradient_without_the_slope(x64):
+    rng = np.random.default_rng(1)
+    data = {"x": jnp.asarray(rng.normal(size=(30, 5))), "y": jnp.asarray(rng.normal(size=30))}
+    w = jnp.asarray(rng.normal(size=5))
+    want = (np.maximum(np.asarray(data["x"] @ w), 0) - np.asarray(data["y"])) @ np.asarray(data["x"]) / 30
+    close(jax.grad(single_neuron.surrogate)(w, data), want, jnp.float64)
+
+
+def test_the_closed_form_of_the_spoilt_neuron():
+    rng = np.random.default_rng(2)
+    z, bad = rng.normal(size=400_000), rng.random(400_000) < 0.1
+    y = np.where(bad, 3 * np.maximum(-z, 0), np.maximum(z, 0))
+    told = single_neuron.predicted(0.1, 0.5, 40)
+    alpha = 0.0
+    for k in range(40):
+        alpha -= 0.5 * np.mean((np.maximum(alpha * z, 0) - y) * z)
+        assert abs(alpha - told["alpha"][k]) < 0.02
+    assert abs(np.mean((np.maximum(alpha * z, 0) - y) ** 2) / told["error"][-1] - 1) < 0.02
+    errors = [np.mean((np.maximum(a * z, 0) - y) ** 2) for a in (0.85, 0.9, 0.95)]
+    assert abs(min(errors) / told["best"] - 1) < 0.02
