@@ -2,7 +2,12 @@
 
 import json
 import math
+import re
+import struct
+import time
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from jaxlm.train.loop import Event
 
@@ -13,7 +18,7 @@ class JsonLines:
     """metrics.jsonl: one event a line. On resuming, lines after the resumed step go: they are written again."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.known = path, []
 
     def __call__(self, event: Event) -> None:
         if event["kind"] in ("resume", "begin"):
@@ -21,6 +26,9 @@ class JsonLines:
             new = self.path.with_suffix(".new")
             new.write_text("".join(json.dumps(e) + "\n" for e in kept))
             new.replace(self.path)  # at once: a kill leaves the old lines or the new ones
+            self.known = [e for e in kept if e["kind"] == "evaluation" and e["step"] == event["step"]]
+        elif event in self.known:  # an evaluation that was due where the run goes on: made again, and the same
+            return
         elif event["kind"] in LOGGED:
             with self.path.open("a") as file:
                 file.write(json.dumps(finite(event), allow_nan=False) + "\n")
@@ -43,22 +51,40 @@ def read_metrics(path: Path) -> list[Event]:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, under tensorboard/ of the run."""
+    """Scalars for TensorBoard, under tensorboard/ of the run; it reads the files in the order of their names.
+
+    The names count up, for a clock can go backwards. Nothing is held back: a kill loses nothing that was logged.
+    """
 
     def __init__(self, directory: Path):
         self.directory = directory
 
     def __call__(self, event: Event) -> None:
         if event["kind"] == "begin":
-            from tensorboardX import SummaryWriter  # 0.3 s: only in a run
-
-            self.writer = SummaryWriter(str(self.directory), flush_secs=10, purge_step=event["step"] + 1)
+            self.begin(event["step"] + 1)
         elif event["kind"] in LOGGED:
-            for name, value in finite(event).items():
-                if name not in ("kind", "step") and isinstance(value, int | float):
-                    self.writer.add_scalar(f"{event['kind']}/{name}", value, event["step"])
-        elif event["kind"] == "end":
-            self.writer.close()
+            named = {k: v for k, v in finite(event).items() if k not in ("kind", "step") and isinstance(v, int | float)}
+            values = [{"tag": f"{event['kind']}/{name}", "simple_value": value} for name, value in named.items()]
+            self.write(step=event["step"], summary={"value": values})
+
+    def begin(self, step: int) -> None:
+        """A new file; what others have from `step` on counts no more."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        numbers = [re.search(r"tfevents\.(\d+)", p.name) for p in self.directory.iterdir()]
+        number = 1 + max((int(n[1]) for n in numbers if n), default=0)
+        self.file = self.directory / f"events.out.tfevents.{number:010d}"
+        self.write(file_version="brain.Event:2")
+        self.write(step=step, session_log={"status": "START"})
+
+    def write(self, **what: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        record = import_module("tensorboardX.proto.event_pb2").Event  # 0.3 s: only in a run
+        data = record(wall_time=time.time(), **what).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        frame = size, struct.pack("<I", masked_crc32c(size)), data, struct.pack("<I", masked_crc32c(data))
+        with self.file.open("ab") as file:
+            file.write(b"".join(frame))
 
 
 def loss_curve(metrics: Path, picture: Path, references: dict[str, float] | None = None) -> None:

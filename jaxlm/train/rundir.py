@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class RunDirectory:
     """The files of one run.
 
     config.py       the config as it was
-    run.json        its name, origin, arguments, model and versions
+    run.json        its number, name, origin, arguments, model and versions
     metrics.jsonl   losses and evaluations
     tensorboard/    the same for TensorBoard
     loss.png        the same as a picture
@@ -60,7 +60,8 @@ class RunDirectory:
                 raise ConfigError(f"run directory = {str(self.path)!r}: expected no other config.py in it")
             self.path.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(config.read_bytes())
-            about = {"name": exp.name, "config": str(config.resolve()), "model": encode(exp.model)}
+            number = 1 + max((r.get("number", 0) for r in runs_in(self.path.parent).values()), default=0)
+            about = {"number": number, "name": exp.name, "config": str(config.resolve()), "model": encode(exp.model)}
             self.record({**about, "versions": versions(), "arguments": knobs})  # last: then the directory is a run
         except OSError as e:
             raise ConfigError(f"run directory = {str(self.path)!r}: cannot be written: {e.strerror or e}") from e
@@ -130,13 +131,21 @@ def new_run(folder: Path, name: str) -> RunDirectory:
     return RunDirectory(path)
 
 
+def runs_in(folder: Path) -> dict[RunDirectory, dict[str, Any]]:
+    """run.json of each run under a folder, where it can be read."""
+    runs = {}
+    for path in folder.glob("*/run.json"):
+        with suppress(ConfigError, OSError, KeyError, TypeError, ValueError):  # a broken one does not hide the others
+            runs[RunDirectory(path.parent)] = RunDirectory(path.parent).about
+    return runs
+
+
 def newest_run(folder: Path, config: Path) -> RunDirectory:
-    """The last run of that config; raises if there is none."""
-    runs = [RunDirectory(p.parent) for p in folder.glob("*/run.json")]
-    runs = [r for r in runs if r.about.get("config") == str(config.resolve())]
+    """The run of that config that began last; raises if there is none. Runs are counted: a clock can go backwards."""
+    runs = {r: about for r, about in runs_in(folder).items() if about.get("config") == str(config.resolve())}
     if not runs:
         raise ConfigError(f"--resume: expected a run of {str(config)!r} under {str(folder)!r}, found none")
-    return max(runs, key=lambda r: (r.path / "run.json").stat().st_mtime)
+    return max(runs, key=lambda r: runs[r].get("number", 0))
 
 
 def versions() -> dict[str, str]:
