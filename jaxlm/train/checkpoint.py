@@ -7,6 +7,7 @@ before is used.
 
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,15 +71,22 @@ class Checkpoints:
 
     directory   where they lie, one folder a step
     keep        how many complete ones stay
+    clear       remove what a kill left half written; only for the run that writes here
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, clear: bool = False):
         import orbax.checkpoint as ocp  # 0.5 s: only where a run is trained or read
 
         self.ocp, self.directory = ocp, Path(directory).absolute()
+        if clear:
+            once(self.clear)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
         self.reader = self.manager if alone() else self.of_this_process()
+
+    def clear(self) -> None:
+        for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half, ignore_errors=True)
 
     def of_this_process(self) -> Any:
         """A manager that reads without waiting for the other processes: damage may meet one of them only."""
@@ -98,25 +106,28 @@ class Checkpoints:
         meta = {"step": step, "fingerprint": int(fingerprint(tree)), "layout": layout(tree)}
         meta["check"] = check(meta)
         args = self.ocp.args.Composite(values=self.ocp.args.StandardSave(flat(tree)), meta=self.ocp.args.JsonSave(meta))
-        self.guard(lambda: self.manager.save(step, args=args, force=True), step)
+        self.guard(lambda: self.manager.save(step, args=args, force=True), f"the checkpoint of step {step}")
         if wait:
             self.wait()
 
     def wait(self) -> None:
         """Until what was begun is complete."""
-        self.guard(self.manager.wait_until_finished, None)
+        self.guard(self.manager.wait_until_finished)
 
-    def guard(self, action: Callable[[], Any], step: int | None) -> None:
+    def guard(self, action: Callable[[], Any], what: str = "the checkpoint") -> None:
         try:
             action()
         except Exception as e:
-            for settle in (self.manager.wait_until_finished, self.manager.reload):
-                with suppress(Exception):  # one that was begun earlier may still become complete
-                    settle()
-            good = self.steps()
-            last = f"the last good one is step {good[0]}" if good else "none was complete"
-            what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise SaveError(f"{self.directory}: cannot write {what}: {first_line(e)}; {last}") from e
+            raise self.failed(what, e) from e
+
+    def failed(self, what: str, e: Exception) -> SaveError:
+        """The error that says what cannot be written, and where the run can go on."""
+        for settle in (self.manager.wait_until_finished, self.manager.reload):
+            with suppress(Exception):  # one that was begun earlier may still become complete
+                settle()
+        good = self.steps()
+        last = f"the last good one is step {good[0]}" if good else "none was complete"
+        return SaveError(f"{self.directory}: cannot write {what}: {first_line(e)}; {last}")
 
     def restore(self, target: Tree, note: Callable[[str], None]) -> tuple[int, Tree, list[int]]:
         """(step, values, damaged steps) of the newest checkpoint that reads and whose fingerprint holds.
@@ -178,7 +189,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """End the writing threads, after what they write."""
-        self.guard(self.manager.close, None)
+        self.guard(self.manager.close)
         if self.reader is not self.manager:
             self.reader.close()
 
@@ -188,5 +199,7 @@ def first_line(e: BaseException) -> str:
     system = re.search(r": ([^:\[\]]+) \[os_error_code", str(e))
     if system:
         return system[1]
-    lines = str(e).strip().splitlines()
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    lines = str(e).partition(" See full TensorStore details")[0].strip().splitlines()
     return f"{type(e).__name__}: {lines[0][:160]}" if lines else type(e).__name__
