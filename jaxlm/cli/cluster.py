@@ -6,6 +6,7 @@ process alone starts nothing.
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,31 +16,34 @@ from typing import Any
 import jax
 
 from jaxlm.cli import Terminated, explain, say
-from jaxlm.errors import ConfigError, ShapeError
-from jaxlm.train.loop import Diverged, Stopped
+from jaxlm.cli.peers import Peers
+from jaxlm.errors import ConfigError
+from jaxlm.train.loop import SHARED
 
 FLAGS = ("--coordinator", "--processes", "--process")
-EVERYWHERE = (ConfigError, ShapeError, Stopped, Diverged, SystemExit)  # raised by all processes alike
 
 
 @contextmanager
 def joined(args: Sequence[str]) -> Iterator[None]:
     """Inside, this process is one of its run's; it leaves together with the others.
 
-    A process that fails on its own does not wait for them: it ends at once, and they fail for want of it.
+    A process that fails on its own does not wait for them: it says so, and all end at once.
     """
     how = None if "--help" in args or "-h" in args else found(args, os.environ)
     if how is None:
         yield
         return
     join(how)
+    peers = Peers(how.get("coordinator_address", "").rpartition(":")[0].strip("[]"))
     try:
         yield
-    except EVERYWHERE:
+    except (*SHARED, SystemExit):
+        peers.goodbye()
         jax.distributed.shutdown()
         raise
     except BaseException as e:
-        leave(e)
+        leave(e, peers)
+    peers.goodbye()
     jax.distributed.shutdown()
 
 
@@ -109,6 +113,8 @@ def join(how: dict[str, Any]) -> None:
     """Meet the other processes, before any device is touched."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which the loop itself answers
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "--debug" not in sys.argv:
+        jax.config.update("jax_logging_level", "CRITICAL")  # what matters of it arrives as an exception
     try:
         jax.distributed.initialize(shutdown_timeout_seconds=60, **how)
     except (RuntimeError, ValueError, OSError) as e:
@@ -118,8 +124,10 @@ def join(how: dict[str, Any]) -> None:
         ) from e
 
 
-def leave(e: BaseException) -> None:
+def leave(e: BaseException, peers: Peers) -> None:
     """Say what went wrong here and end, without the farewell at which the others are waited for."""
+    if isinstance(e, jax.errors.JaxRuntimeError):
+        time.sleep(2)  # most likely another process is gone: then it is known by now, and this is not reached
     if "--debug" in sys.argv:
         traceback.print_exception(e)
     if isinstance(e, Exception):
@@ -127,6 +135,7 @@ def leave(e: BaseException) -> None:
     else:
         name, code = ("SIGTERM", 143) if isinstance(e, Terminated) else ("Ctrl-C", 130)
         say(f"stopped by {name}")
+    peers.fail(" ".join(str(e).split())[:300] or type(e).__name__)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
