@@ -9,7 +9,7 @@ Flax resolves the rules; what it would let pass in silence (an unknown name, a s
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "init_sharded",
     "mesh",
     "mesh_text",
+    "replicated",
     "resolve",
     "shardings",
     "ways",
@@ -220,13 +221,23 @@ class Replicated:
     bytes: int
 
 
-def big_and_replicated(module: Module | Tree, mesh: Mesh, rules: Rules = RULES, limit: int = 2**26) -> list[Replicated]:
+BIG = 2**26  # bytes of a tensor from which on it is worth a line that every device holds it whole
+
+
+def big_and_replicated(module: Module | Tree, mesh: Mesh, rules: Rules = RULES, limit: int = BIG) -> list[Replicated]:
     """The tensors of at least `limit` bytes that no mesh axis splits, largest first; none on a mesh of one device."""
-    specs: Mapping = dict(jax.tree_util.tree_leaves_with_path(_specs(module), is_leaf=is_spec))
-    places = dict(jax.tree_util.tree_leaves_with_path(shardings(module, mesh, rules)))
+
+    def leaf(spec: Spec, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype), sharding=place)
+
+    return replicated(jax.tree.map(leaf, _specs(module), shardings(module, mesh, rules), is_leaf=is_spec), limit)
+
+
+def replicated(placed: Tree, limit: int = BIG) -> list[Replicated]:
+    """The same of a tree of arrays, or of jax.ShapeDtypeStruct with shardings, such as a whole training state."""
     found = [
-        Replicated(path_name(path), spec.size * jnp.dtype(spec.dtype).itemsize)
-        for path, spec in specs.items()
-        if mesh.size > 1 and places[path].is_fully_replicated
+        Replicated(path_name(path), math.prod(x.shape) * x.dtype.itemsize)
+        for path, x in jax.tree_util.tree_leaves_with_path(placed)
+        if x.sharding.mesh.size > 1 and x.sharding.is_fully_replicated
     ]
     return sorted((r for r in found if r.bytes >= limit), key=lambda r: (-r.bytes, r.path))

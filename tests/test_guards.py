@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,17 @@ import numpy as np
 import optax
 import pytest
 from tiny import experiment
+from tolerance import close
 
+from jaxlm import taps
+from jaxlm.blocks import Block, Stack
+from jaxlm.cli import guarded
+from jaxlm.errors import ConfigError
+from jaxlm.layers.moe import MoE
+from jaxlm.mixers import make
+from jaxlm.models import LM
 from jaxlm.sharding import mesh as make_mesh
+from jaxlm.sharding import replicated
 from jaxlm.train.checkpoint import Checkpoints, flat
 from jaxlm.train.guard import WINDOW, Guard, judged
 from jaxlm.train.loop import Diverged, Run, placed
@@ -55,8 +65,8 @@ def test_a_clean_run_is_that_of_an_unguarded_step(steps):
 
     def plain(step, params, optimizer, batch):
         key = jax.random.fold_in(jax.random.key(exp.seed), step)
-        (_, (weight, _)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, None, key)
-        grads = jax.tree.map(lambda g: g * (1 / jnp.maximum(weight, 1)), grads)
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, None, key)
+        grads = jax.tree.map(lambda g: g * (1 / jnp.maximum(sums.weight, 1)), grads)
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = exp.optimizer.update(grads, optimizer, params)
             return optax.apply_updates(params, updates), optimizer
@@ -148,3 +158,97 @@ def test_a_run_skips_tells_and_goes_on_then_stops_after_too_many(tmp_path, monke
     checkpoints.close()
     assert (int(last.step), int(last.guard.skipped), int(last.guard.row)) == (11, 6, 3)
     assert bits((last.params, last.optimizer)) == bits((before.params, before.optimizer))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("spike", 0.5), ("spike", math.inf), ("patience", 0), ("spike", math.nan)]
+)
+def test_numbers_out_of_range_are_named(field, value):
+    with pytest.raises(ConfigError, match=rf"Experiment\.{field} = "):
+        dataclasses.replace(tiny(), **{field: value})
+
+
+AUX = (("aux.balance", 0.5), ("aux.z", 0.01))
+
+
+def mixture(**changes):
+    """A small LM with two layers of experts, plain SGD: an update is the gradient."""
+    mlp = MoE(16, experts=4, active=1, hidden=16, capacity=4.0)
+    model = LM(256, 16, Stack(Block(make("MinGRU", 16), mlp), depth=2))
+    exp = tiny(optimizer="sgd", lr=0.3, mesh=changes.pop("mesh", ""))
+    return dataclasses.replace(exp, model=model, **{"aux": AUX, **changes})
+
+
+def unlevel(state):
+    """Routers that prefer some experts."""
+    params = state.params
+    mlp = params["body"]["block0"]["mlp"]
+    mlp = {**mlp, "router": 40 * mlp["router"]}
+    block = {**params["body"]["block0"], "mlp": mlp}
+    return state._replace(params={**params, "body": {**params["body"], "block0": block}})
+
+
+def test_auxiliary_losses_train_alike_in_parts_on_a_mesh_and_level_the_load():
+    """Equal rows in both parts, of which the second counts half: then the parts' own balance is that of the whole."""
+    seen = []
+    for changes in ({"accumulate": 2, "mesh": "data=2,expert=4"}, {}):
+        exp = mixture(**changes)
+        mesh, rows = make_mesh(exp.mesh), exp.data.training(exp.seed)
+        state, update = unlevel(first_state(exp, mesh)[0]()), train_step(exp, mesh)
+        batch = placed(exp, mesh, rows, 0, exp.batch)
+        half = jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]]), batch)
+        half["weights"] = half["weights"].at[4:, ::2].set(0)
+        batch = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), half, batch)
+        state, metrics = update(state, batch)
+        seen.append(jax.device_get((state.params, {name: metrics[name] for name in ("loss", *dict(AUX))})))
+        last = (state, update, batch)
+    close(seen[0], seen[1])
+    state, update, batch = last
+    for _ in range(30):
+        state, metrics = update(state, batch)
+    first, balance = float(seen[0][1]["aux.balance"]), float(metrics["aux.balance"])
+    assert first > 1.2 and balance < 1 + 0.3 * (first - 1)
+
+
+def test_what_is_minimised_in_a_formula():
+    """Nats + share x (weight x mean over the layers), each layer's from its own capture."""
+    exp = mixture()
+    mesh = make_mesh("")
+    state = unlevel(first_state(exp, mesh)[0]())
+    batch = placed(exp, mesh, exp.data.training(0), 0, exp.batch)
+    loss = summed_loss(exp.model, exp.dtype, lambda x, axes: x, False, AUX)
+    value, sums = jax.jit(loss)(state.params, batch, None, None, 3.0)
+    hidden = jax.jit(taps.capture(exp.model.hidden, list(dict(AUX))))
+    _, layers = hidden(state.params, batch["tokens"], None, batch["starts"])
+    means = {name: np.mean(np.asarray(sites[0])) for name, sites in layers.items()}
+    assert layers["aux.z"][0].shape == (2,) and means["aux.balance"] > 1.2
+    close({name: sums.aux[name] for name in means}, means)
+    close(value, sums.nats + 3.0 * sum(weight * means[name] for name, weight in AUX))
+
+
+def test_unknown_auxiliary_losses_are_refused_before_anything_runs():
+    with pytest.raises(
+        ConfigError, match=r"Experiment\.aux = 'aux\.level': unknown; expected one of aux\.balance, aux\.z"
+    ):
+        train_step(mixture(aux=(("aux.level", 1.0),)), make_mesh(""))
+    with pytest.raises(ConfigError, match="expected none: this model has no auxiliary loss"):
+        train_step(dataclasses.replace(tiny(), aux=AUX), make_mesh(""))
+    for aux in ((("resid", 1.0),), (("aux.z", -1.0),), (("aux.z", 1.0), ("aux.z", 2.0))):
+        with pytest.raises(ConfigError, match=r"Experiment\.aux = "):
+            mixture(aux=aux)
+
+
+def test_what_no_axis_splits_is_told_before_the_first_step(tmp_path, capfd, monkeypatch):
+    """Weights and moments, of a run and of a plan; nothing on one device."""
+
+    def stop(run):
+        raise ConfigError("the first step")
+
+    monkeypatch.setattr(Run, "__call__", stop)
+    monkeypatch.setattr("jaxlm.cli.train.replicated", partial(replicated, limit=2**14))
+    args = ["train", str(ROOT / "tests/tiny.py"), "--text", str(ROOT / "LICENSE"), "--run-dir"]
+    for mesh, whole in (("data=8", 3), ("data=2,fsdp=4", 0), ("", 0)):
+        assert guarded([*args, str(tmp_path / mesh), "--mesh", mesh], debug=False) == 2
+        told = capfd.readouterr().err.split("error: the first step")[0]
+        assert told.count("whole on every device: ") == whole
+        assert not whole or all(f"{path}, 0 MiB" in told for path in ("params/embed", "mu/embed", "nu/embed"))

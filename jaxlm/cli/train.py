@@ -18,6 +18,7 @@ from jaxlm.data import Tokenizer, baselines
 from jaxlm.errors import ConfigError
 from jaxlm.files import save
 from jaxlm.generate import Sampling, generate
+from jaxlm.sharding import replicated
 from jaxlm.train.config import build, find_config, known_configs, load_config
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.loop import Result, Run
@@ -83,6 +84,8 @@ def train(exp: Experiment, place: RunDirectory, begin: Callable[[], None], progr
         run = Run(exp, place.path, [], partial(once, create))
         run.listeners = [progress, JsonLines(place.path / "metrics.jsonl"), TensorBoard(place.path / "tensorboard")]
         progress.note(f"{place.path}  {exp.name}: {summary(exp)}")
+        for tensor in replicated(run.target):
+            progress.note(f"whole on every device: {tensor.path}, {tensor.bytes / 2**20:.0f} MiB")
         with progress:
             result = run()
         result = dataclasses.replace(result, params=whole(result.params))

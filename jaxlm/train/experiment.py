@@ -19,6 +19,7 @@ class Experiment:
     batch           rows of data an update sees, over all devices
     accumulate      the batch is run in this many equal parts, one after the other; the update is the same
                     (but for dropout)
+    aux             auxiliary losses of the model in the training loss: name and weight, such as ('aux.balance', 0.01)
     spike           skip an update whose loss or gradient norm is beyond this many times its running mean, 0: none;
                     one that is not finite is always skipped
     patience        updates skipped in a row that end the run
@@ -42,6 +43,7 @@ class Experiment:
     batch: int
     seed: int = 0
     accumulate: int = 1
+    aux: tuple[tuple[str, float], ...] = ()
     spike: float = 0.0
     patience: int = 10
     dtype: str = "float32"
@@ -68,6 +70,10 @@ class Experiment:
             raise ConfigError(f"Experiment.accumulate = {self.accumulate}: expected a divisor of batch = {self.batch}")
         if self.spike != 0 and not 1 < self.spike < math.inf:
             raise ConfigError(f"Experiment.spike = {self.spike}: expected more than 1 times the mean, or 0 for none")
+        names = [name for name, _ in self.aux]
+        for name, weight in self.aux:
+            if not name.startswith("aux.") or names.count(name) > 1 or not 0 <= weight < math.inf:
+                raise ConfigError(f"Experiment.aux = {(name, weight)}: expected 'aux.*', once, and a weight from 0")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"Experiment.dtype = {self.dtype!r}: expected float32 or bfloat16")
         if self.data.vocab > self.model.vocab:

@@ -42,8 +42,8 @@ def judged(guard: Guard, step: Array, loss: Array, norm: Array, spike: float) ->
     step    () int      updates before this one, made or skipped
     spike               times its running mean from which on a loss or a norm is a spike; 0: none is
 
-    Means take in a spike as if it were at the bound, so that they follow what stays high (Wang et al. 2025, AdaGC, who
-    bound each tensor's norm so; that the whole update is skipped: OLMo et al. 2025).
+    Means take in a spike as if it were at the bound, so that they follow what stays high: the rule of AdaGC (Wang et
+    al. 2025), which scales each tensor's gradient down to such a bound; here, as in OLMo-core, no update is made.
     """
     made = step - guard.skipped
     seen = jnp.stack([loss, norm]).astype(jnp.float32)
@@ -112,7 +112,7 @@ class Skips:
 
 def write(file: Path, batch: dict[str, Array], loss: float, norm: float) -> None:
     """Write the rows of a batch that this process holds, at once; tokens that only others hold are 0."""
-    held = {name: own_rows(x) for name, x in batch.items()}
+    held: dict[str, Any] = {name: own_rows(x) for name, x in batch.items()}
     rows = next(iter(held.values()))[0]
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")

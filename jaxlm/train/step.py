@@ -1,6 +1,6 @@
 """One update of the weights, and one pass of evaluation, as pure functions to be jitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm import taps
+from jaxlm.errors import ConfigError
 from jaxlm.mixers.base import batch_axes
 from jaxlm.models.lm import LM
 from jaxlm.module import cast, init
 from jaxlm.relay import spread
-from jaxlm.sharding import constrainer, resolve, shardings
+from jaxlm.sharding import constrainer, identity, resolve, shardings
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.guard import Guard, chosen, first_guard, judged
 from jaxlm.typing import Array, Params, Tree
@@ -82,17 +84,58 @@ def abstract_batch(exp: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
     return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=where) for name, kind in kinds.items()}
 
 
-def summed_loss(model: LM, dtype: str, constrain: Callable[..., Array], carries: bool) -> Callable[..., Any]:
-    """f(params, batch, memory, key) -> (sum of nats, (sum of weights, memory or None)); the model runs in `dtype`."""
+class Sums(NamedTuple):
+    """What a batch, or a part of one, gives.
 
-    def f(params: Params, batch: Batch, memory: Tree, key: Array | None):
-        low = cast(model, params, dtype)
-        (nats, weight), memory = model.loss(
-            low, batch["tokens"], batch["targets"], batch["weights"], memory, batch["starts"], key, constrain
-        )
-        return nats, (weight, memory if carries else None)
+    nats, weight   sums over its tokens
+    memory         after it; None where it is not carried
+    aux            auxiliary losses by name, each the mean over the places in the model that have it
+    """
+
+    nats: Any
+    weight: Any
+    memory: Any
+    aux: dict[str, Any]
+
+
+def summed_loss(
+    model: LM, dtype: str, constrain: Callable[..., Array], carries: bool, aux: Sequence[tuple[str, float]] = ()
+) -> Callable[..., tuple[Array, Sums]]:
+    """f(params, batch, memory, key, share=1) -> (what is minimised, Sums); the model runs in `dtype`.
+
+    aux     named activations () of the model, each with its weight in the loss of a token
+    share   of a batch's sum of weights that this part stands for: what is minimised is nats + share Σ weight aux
+    """
+    names = [name for name, _ in aux]
+
+    def f(params: Params, batch: Batch, memory: Tree, key: Array | None, share: Array | float = 1.0):
+        def loss(params: Params, batch: Batch, memory: Tree):
+            given = batch["tokens"], batch["targets"], batch["weights"]
+            return model.loss(params, *given, memory, batch["starts"], key, constrain)
+
+        low, seen = cast(model, params, dtype), {}
+        if names:
+            ((nats, weight), memory), seen = taps.capture(loss, names)(low, batch, memory)
+        else:
+            (nats, weight), memory = loss(low, batch, memory)
+        means = {name: jnp.mean(jnp.concatenate([x.reshape(-1) for x in sites])) for name, sites in seen.items()}
+        objective = sum((share * factor * means[name] for name, factor in aux), nats)
+        return objective, Sums(nats, weight, memory if carries else None, means)
 
     return f
+
+
+def check_aux(exp: Experiment, target: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise for an auxiliary loss that the model does not have."""
+    if not exp.aux:
+        return
+    loss = summed_loss(exp.model, exp.dtype, identity, carries=False)
+    found = taps.names(lambda *given: loss(*given, None)[0], target.params, batch, target.memory)
+    known = [name for name, sites in found.items() if name.startswith("aux.") and not any(s.inside for s in sites)]
+    for name, _ in exp.aux:
+        if name not in known:
+            expected = f"one of {', '.join(known)}" if known else "none: this model has no auxiliary loss"
+            raise ConfigError(f"Experiment.aux = {name!r}: unknown; expected {expected}")
 
 
 def split_rows(tree: Tree, axes: Tree, parts: int) -> Tree:
@@ -115,6 +158,32 @@ def join_rows(tree: Tree, axes: Tree) -> Tree:
     return jax.tree.map(leaf, tree, axes)
 
 
+def in_parts(
+    value_and_grad: Callable[..., Any], parts: int, memory_axes: Tree, aux: Sequence[str]
+) -> Callable[..., Any]:
+    """The same function, one part of the batch after the other: without dropout the update does not depend on `parts`.
+
+    Auxiliary losses are means over the parts: of one that is no mean over tokens, each part has its own.
+    """
+
+    def whole(params: Params, batch: Batch, memory: Tree, key: Array, share: Array | float):
+        pieces = split_rows(batch, jax.tree.map(lambda _: 0, batch), parts)
+        memories = None if memory is None else split_rows(memory, memory_axes, parts)
+
+        def one(total, piece):
+            batch, memory, i = piece
+            (_, own), grads = value_and_grad(params, batch, memory, jax.random.fold_in(key, i), share / parts)
+            return jax.tree.map(jnp.add, total, (own.nats, own.weight, own.aux, grads)), own.memory
+
+        zero = jnp.zeros((), jnp.float32)
+        total = (zero, zero, dict.fromkeys(aux, zero), jax.tree.map(jnp.zeros_like, params))
+        (nats, weight, means, grads), memories = jax.lax.scan(one, total, (pieces, memories, jnp.arange(parts)))
+        memory = None if memory is None else join_rows(memories, memory_axes)
+        return (nats, Sums(nats, weight, memory, {name: x / parts for name, x in means.items()})), grads
+
+    return whole
+
+
 def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """update(state, batch) -> (state, what happened); a bad batch changes nothing but counts (guard.py).
 
@@ -122,34 +191,25 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
     weight     tokens that counted
     norm       of the gradient
     skipped    updates so far; row: of them, those in a row up to this one
+    aux.*      those of the experiment, without their weights
     """
     model, parts = exp.model, exp.accumulate
     carries = exp.data.layout == "lanes"
-    objective = summed_loss(spread(model, mesh, exp.rules), exp.dtype, constrainer(mesh, exp.rules), carries)
+    target = first_state(exp, mesh)[1]
+    check_aux(exp, target, abstract_batch(exp, mesh))
+    constrain = constrainer(mesh, exp.rules)
+    objective = summed_loss(spread(model, mesh, exp.rules), exp.dtype, constrain, carries, exp.aux)
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
-    memory_axes = batch_axes(model.state(exp.batch)) if carries else None
-
-    def in_parts(params: Params, batch: Batch, memory: Tree, key: Array):
-        """Sums over the parts: without dropout the update does not depend on their number."""
-        pieces = split_rows(batch, jax.tree.map(lambda _: 0, batch), parts)
-        memories = None if memory is None else split_rows(memory, memory_axes, parts)
-
-        def one(total, piece):
-            batch, memory, i = piece
-            (nats, (weight, memory)), grads = value_and_grad(params, batch, memory, jax.random.fold_in(key, i))
-            return jax.tree.map(jnp.add, total, (nats, weight, grads)), memory
-
-        zero = jnp.zeros((), jnp.float32)
-        total = (zero, zero, jax.tree.map(jnp.zeros_like, params))
-        (nats, weight, grads), memories = jax.lax.scan(one, total, (pieces, memories, jnp.arange(parts)))
-        return (nats, (weight, None if memory is None else join_rows(memories, memory_axes))), grads
+    if parts > 1:
+        memory_axes = batch_axes(model.state(exp.batch)) if carries else None
+        value_and_grad = in_parts(value_and_grad, parts, memory_axes, [name for name, _ in exp.aux])
 
     def update(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(exp.seed), state.step)
-        whole = value_and_grad if parts == 1 else in_parts
-        (nats, (weight, memory)), grads = whole(state.params, batch, state.memory, key)
-        scale = 1 / jnp.maximum(weight, 1)
-        loss, grads = nats * scale, jax.tree.map(lambda g: g * scale, grads)
+        share = jnp.sum(batch["weights"]) if exp.aux else 1.0
+        (_, sums), grads = value_and_grad(state.params, batch, state.memory, key, share)
+        scale = 1 / jnp.maximum(sums.weight, 1)
+        loss, grads = sums.nats * scale, jax.tree.map(lambda g: g * scale, grads)
         # optax computes bias corrections in mixed dtypes: only its own arithmetic runs under standard promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = exp.optimizer.update(grads, state.optimizer, state.params)
@@ -157,13 +217,13 @@ def train_step(exp: Experiment, mesh: Mesh) -> Callable[[TrainState, Batch], tup
             norm = optax.tree.norm(grads)
         good, guard = judged(state.guard, state.step, loss, norm, exp.spike)
         before = state.params, state.optimizer, state.memory
-        params, optimizer, memory = chosen(good, (params, optimizer, memory), before)
-        metrics = {"loss": loss, "weight": weight, "norm": norm, "skipped": guard.skipped, "row": guard.row}
-        return TrainState(state.step + 1, params, optimizer, memory, guard), metrics
+        params, optimizer, memory = chosen(good, (params, optimizer, sums.memory), before)
+        metrics = {"loss": loss, "weight": sums.weight, "norm": norm, "skipped": guard.skipped, "row": guard.row}
+        return TrainState(state.step + 1, params, optimizer, memory, guard), metrics | sums.aux
 
     # Left to XLA, a state could come back placed otherwise: the next step would compile again, and a run that goes on
     # from a checkpoint would be another program than the quiet one.
-    places = jax.tree.map(lambda x: x.sharding, first_state(exp, mesh)[1])
+    places = jax.tree.map(lambda x: x.sharding, target)
     return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
@@ -172,7 +232,7 @@ def evaluation_step(exp: Experiment, mesh: Mesh) -> Callable[[Params, Batch], tu
     f = summed_loss(spread(exp.model, mesh, exp.rules), exp.dtype, constrainer(mesh, exp.rules), carries=False)
 
     def evaluate(params: Params, batch: Batch):
-        nats, (weight, _) = f(params, batch, None, None)
-        return nats, weight
+        _, sums = f(params, batch, None, None)
+        return sums.nats, sums.weight
 
     return jax.jit(evaluate)
