@@ -13,12 +13,12 @@ from typing import Any
 import jax
 
 from jaxlm.data import Evaluation
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train.checkpoint import Checkpoints
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.guard import Skips
-from jaxlm.train.processes import Watch, check_mesh, first
+from jaxlm.train.processes import Watch, alone, check_mesh, first
 from jaxlm.train.step import TrainState, batch_sharding, evaluation_step, first_state, train_step
 from jaxlm.typing import Params
 
@@ -36,6 +36,9 @@ class Stopped(Exception):
 
 class Diverged(ArithmeticError):
     """Too many updates in a row had to be skipped: the run ends, its last good state is saved."""
+
+
+SHARED = (ConfigError, ShapeError, Stopped, Diverged)  # raised by all processes of a run alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +103,17 @@ def placed(exp: Experiment, mesh: Any, text: Any, step: int, size: int) -> dict:
     return {name: field(name) for name in next(iter(made.values()))}
 
 
-def evaluate(exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0) -> float:
-    """Bits per byte of a text; `rows` > 0 reads only that many rows of it."""
+def evaluate(
+    exp: Experiment, mesh: Any, step: Callable, params: Params, text: Evaluation, rows: int = 0,
+    between: Callable[[], None] = lambda: None,
+) -> float:  # fmt: skip
+    """Bits per byte of a text; `rows` > 0 reads only that many rows of it. `between` is called after each batch."""
     total, size = min(rows or text.rows, text.rows), exp.batch // exp.accumulate
     nats = weight = 0.0
     for i in range(-(-total // size)):
         n, w = step(params, placed(exp, mesh, text, i, size))
         nats, weight = nats + float(n), weight + float(w)
+        between()
     return text.stream.bits_per_byte(nats, weight)
 
 
@@ -136,11 +143,16 @@ class Run:
         self.training = exp.data.training(exp.seed)
         self.held_out = exp.data.evaluation(exp.evaluate_length or None)
         create()
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", exp.keep)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", exp.keep, clear=True)
 
     def emit(self, kind: str, **values: Any) -> None:
-        for listener in self.listeners if first() else ():
-            listener({"kind": kind, **values})
+        try:
+            for listener in self.listeners if first() else ():
+                listener({"kind": kind, **values})
+        except BrokenPipeError:  # nobody reads what is said
+            raise
+        except OSError as e:
+            raise self.checkpoints.failed("the log", e) from e
 
     def begin(self) -> TrainState:
         """The state of the newest good checkpoint, or a new one."""
@@ -156,9 +168,18 @@ class Run:
         self.checkpoints.save(int(state.step), state, wait)
         self.emit("save", step=int(state.step))
 
-    def evaluate(self, params: Params, step: int, rows: int) -> float:
-        bits = evaluate(self.exp, self.mesh, self.score, params, self.held_out, rows)
-        self.emit("evaluation", step=step, bits_per_byte=bits, whole=not rows)
+    def stop(self, state: TrainState, signum: int) -> None:
+        """Answer a signal."""
+        self.save(state, wait=True)
+        raise Stopped(signum, int(state.step))
+
+    def evaluate(self, state: TrainState, rows: int, watch: Watch) -> float:
+        def between() -> None:
+            if signum := watch():
+                self.stop(state, signum)
+
+        bits = evaluate(self.exp, self.mesh, self.score, state.params, self.held_out, rows, between)
+        self.emit("evaluation", step=int(state.step), bits_per_byte=bits, whole=not rows)
         return bits
 
     def __call__(self) -> Result:
@@ -170,12 +191,15 @@ class Run:
                 state = self.begin()
                 state, loss = self.updates(state, watch)
                 self.save(state)
-                bits = self.evaluate(state.params, self.exp.steps, 0)
+                bits = self.evaluate(state, 0, watch)
                 self.checkpoints.wait()
                 if signum := watch.now():
                     raise Stopped(signum, self.exp.steps)
-            finally:
-                self.checkpoints.close()
+            except BaseException as e:
+                if alone() or isinstance(e, SHARED):  # else other processes may be gone, and closing waits for them
+                    self.checkpoints.close()
+                raise
+            self.checkpoints.close()
         return Result(state.params, self.exp.steps, int(state.guard.skipped), loss, bits, time.monotonic() - began)
 
     def updates(self, state: TrainState, watch: Watch) -> tuple[TrainState, float]:
@@ -187,6 +211,8 @@ class Run:
         clock = Clock(exp, begun)
         skips = Skips(self.directory / "skipped", exp.spike, exp.patience, int(state.guard.row), self.emit)
         self.emit("begin", step=begun, steps=exp.steps)
+        if begun and self.evaluates(begun):  # it was due, and may have been cut short
+            self.evaluate(state, exp.evaluate_rows, watch)
         for step in range(begun + 1, exp.steps + 1):
             batch = placed(exp, self.mesh, self.training, step - 1, exp.batch)
             state, metrics = self.update(state, batch)
@@ -205,13 +231,17 @@ class Run:
                 aux = {name: float(metrics[name]) for name, _ in exp.aux}
                 self.emit("update", step=step, loss=loss, bits_per_byte=bits, norm=norm, **aux, **clock.tick(step))
             if stop:
-                self.save(state, wait=True)
-                raise Stopped(stop, step)
+                self.stop(state, stop)
             if saving and not skips.row:  # a state that is not new would push out an older one
                 self.save(state)
-            if exp.evaluate_every and step % exp.evaluate_every == 0 and not last:
-                self.evaluate(state.params, step, exp.evaluate_rows)
+            if self.evaluates(step):
+                self.evaluate(state, exp.evaluate_rows, watch)
         return state, loss
+
+    def evaluates(self, step: int) -> bool:
+        """Is an evaluation due after an update? After the last one there is another, of all rows."""
+        every = self.exp.evaluate_every
+        return bool(every) and step % every == 0 and step < self.exp.steps
 
 
 class Clock:
