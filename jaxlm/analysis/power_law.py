@@ -82,3 +82,8 @@ def _errors(slopes: np.ndarray, squares: float) -> np.ndarray:
     if spare < 1:
         return np.full((slopes.shape[1],) * 2, np.nan)
     return np.linalg.pinv(slopes.T @ slopes) * squares / spare
+
+
+def slope(sizes: ArrayLike, losses: ArrayLike) -> float:
+    """The exponent of a law without floor, L = a N^slope: least squares of log L on log N."""
+    return float(np.polyfit(np.log(np.asarray(sizes, float)), np.log(np.asarray(losses, float)), 1)[0])

@@ -69,6 +69,13 @@ ROWS = (
         ("deep-regex",),
     ),
     Row(
+        44,
+        "Towards Optimal Learning of Language Models (Gu et al. 2024)",
+        ("jaxlm.theory.learning_law",),
+        "what a weight is worth by the adjoint; the policy learns in half the steps, its examples contribute the same",
+        ("learning-law",),
+    ),
+    Row(
         47,
         "A Modern Self-Referential Weight Matrix (Irie et al. 2022)",
         ("jaxlm.mixers.srwm.SRWM", "jaxlm.models.few_shot"),

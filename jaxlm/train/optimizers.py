@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from jaxlm.module import Module, Spec, decay_mask, map_specs
-from jaxlm.typing import Tree
+from jaxlm.typing import Array, Tree
 
 
 def matrix_view(module: Module) -> Tree:
@@ -70,3 +72,21 @@ def cosine(rate: float, steps: int, warmup: int = 2000, last: float = 0.1) -> op
 def adamw(module: Module, rate: optax.ScalarOrSchedule, weight_decay: float = 0.1) -> optax.GradientTransformation:
     """AdamW as large language models use it: b2 0.95, decay on matrices only, the gradient clipped at norm 1."""
     return clipped(optax.adamw(rate, b2=0.95, weight_decay=weight_decay, mask=decay_mask(module)))
+
+
+def row_decay(strength: float) -> optax.GradientTransformation:
+    """Decay of the rows of matrices, to be scaled by the rate: to zero, or, if strength < 0, towards unit length.
+
+    Other weights keep their update. Liu et al. 2025, "Superposition yields robust neural scaling".
+    """
+
+    def leaf(update: Array, w: Array) -> Array:
+        if w.ndim != 2:
+            return update
+        aim = 0 if strength >= 0 else w / jnp.linalg.norm(w, axis=1, keepdims=True)
+        return update + abs(strength) * (w - aim)
+
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        return jax.tree.map(leaf, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
