@@ -252,3 +252,24 @@ def test_what_no_axis_splits_is_told_before_the_first_step(tmp_path, capfd, monk
         told = capfd.readouterr().err.split("error: the first step")[0]
         assert told.count("whole on every device: ") == whole
         assert not whole or all(f"{path}, 0 MiB" in told for path in ("params/embed", "mu/embed", "nu/embed"))
+
+
+WIDE = """
+from dataclasses import replace
+from jaxlm.models import LM
+from jaxlm.train import Experiment
+from tiny import experiment as small
+
+def experiment(steps: int = 1, seed: int = 0, lr: float = 1e-2, batch: int = 8, mesh: str = "") -> Experiment:
+    exp = small(steps=steps, seed=seed, lr=lr, batch=batch, mesh=mesh, text=({text!r},), mixer="MinGRU")
+    return replace(exp, model=LM(2**20, 16, exp.model.body))
+"""
+
+
+def test_a_plan_tells_what_no_axis_splits(tmp_path, capfd):
+    """An embedding of 64 MiB and its moments, on devices that need not be there."""
+    config = tmp_path / "wide.py"
+    config.write_text(WIDE.format(text=str(ROOT / "LICENSE")))
+    for mesh, whole in (("data=4", 3), ("data=2,tensor=2", 0)):
+        assert guarded(["plan", str(config), "--mesh", mesh, "--chip", "v5p"], debug=False) == 0
+        assert capfd.readouterr().out.count("embed, 64 MiB") == whole

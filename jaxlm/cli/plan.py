@@ -6,9 +6,11 @@ from pathlib import Path
 
 from jaxlm.cli.knobs import parse
 from jaxlm.plan import CHIPS, Plan, chip, plan
-from jaxlm.sharding import big_and_replicated
+from jaxlm.plan.plan import abstract_mesh
+from jaxlm.sharding import replicated
 from jaxlm.train.config import build, find_config, known_configs, load_config
 from jaxlm.train.experiment import Experiment
+from jaxlm.train.step import first_state
 
 
 def options(chip: str = "v5e", json: Path | None = None) -> None:
@@ -58,12 +60,6 @@ def table(exp: Experiment, p: Plan) -> str:
         f"{100 * p.utilisation:.0f} % of the products",
         f"  {exp.steps} updates: {p.hours(exp.steps):.2f} hours, about ${p.dollars(exp.steps):,.0f}",
     ]
-    for tensor in big_and_replicated_on(exp):
-        lines.append(f"  whole on every chip: {tensor.path}, {tensor.bytes / 2**20:.0f} MiB")
+    _, held = first_state(exp, abstract_mesh(exp.mesh))
+    lines += [f"  whole on every chip: {t.path}, {t.bytes / 2**20:.0f} MiB" for t in replicated(held)]
     return "\n".join(lines)
-
-
-def big_and_replicated_on(exp: Experiment):
-    from jaxlm.plan.plan import abstract_mesh
-
-    return big_and_replicated(exp.model, abstract_mesh(exp.mesh), exp.rules)
