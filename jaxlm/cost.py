@@ -49,7 +49,8 @@ FREE = frozenset(
 def flops(f: Callable, *args: Any, **kwargs: Any) -> int:
     """Arithmetic operations of `f(*args, **kwargs)`; arguments may be jax.ShapeDtypeStruct.
 
-    scan counts its length times its body, cond its dearest branch; a while loop has no static trip count and raises.
+    scan counts its length times its body, shard_map the parts of all its devices, cond its dearest branch; a while
+    loop has no static trip count and raises.
     """
     return count_flops(jax.make_jaxpr(f)(*args, **kwargs).jaxpr)
 
@@ -91,9 +92,16 @@ def _equation(eqn: Any) -> int:
     if name.startswith(("reduce", "arg", "cum", "sort", "top_k")):
         return sum(_size(v) for v in eqn.invars)
     inner = [v for v in params.values() if isinstance(v, (Jaxpr, ClosedJaxpr))]
+    times = manual_devices(params) if name == "shard_map" else 1
     if inner:  # jit, remat, custom_jvp, custom_vjp, shard_map...
-        return sum(count_flops(_open(j)) for j in inner)
+        return times * sum(count_flops(_open(j)) for j in inner)
     return out
+
+
+def manual_devices(params: dict[str, Any]) -> int:
+    """How many devices run the body of a shard_map, each its own part."""
+    axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+    return math.prod(params["mesh"].shape[a] for a in axes)
 
 
 def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:

@@ -12,12 +12,17 @@ from tiny import experiment
 from tolerance import close
 
 from jaxlm.blocks import Block, Stack
+from jaxlm.cost import count_flops
 from jaxlm.errors import ShapeError
 from jaxlm.layers.mlp import SwiGLU
 from jaxlm.mixers import SRWM, Attention, make
 from jaxlm.mixers.tokenwise import Tokenwise
 from jaxlm.models import LM
-from jaxlm.module import init
+from jaxlm.module import init, is_spec
+from jaxlm.plan.graph import graph_of
+from jaxlm.plan.memory import peak
+from jaxlm.plan.placing import place
+from jaxlm.plan.traffic import between_devices
 from jaxlm.relay import Gathered, Relay, idle, into_groups, out_of_groups, spread
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train.loop import placed
@@ -97,3 +102,20 @@ def test_a_length_that_the_devices_do_not_divide_raises():
             jax.ShapeDtypeStruct((4, 32, WIDTH), jnp.float32),
             state,
         )
+
+
+def test_a_plan_counts_every_device_of_a_relay_and_what_it_hands_on():
+    """From the trace alone. 8 rows over data=2 go in 4 groups, so that 7 ticks do the work of 4."""
+    rows, t = 8, 64
+    kind, x = make("LEM", WIDTH), jax.ShapeDtypeStruct((rows, t, WIDTH), jnp.float32)
+    sizes = {"data": 2, "context": 4}
+    mixer = spread(kind, make_mesh("data=2,context=4"))
+    params = jax.eval_shape(lambda: init(kind, jax.random.key(0)))
+    alone, traced = (jax.make_jaxpr(lambda p, x, m=m: m.apply(p, x)[0])(params, x) for m in (kind, mixer))
+    assert count_flops(traced.jaxpr) / count_flops(alone.jaxpr) == pytest.approx(7 / 4, rel=0.02)
+    whole = [((),) * p.ndim for p in jax.tree.leaves(params)]
+    split = (("data",), ("context",), ())
+    one, many = (place(graph_of(j), sizes, [*whole, split], [split]) for j in (alone, traced))
+    state = 4 * sum(s.size for s in jax.tree.leaves(kind.state(rows), is_leaf=is_spec))
+    assert between_devices(many) == {"collective-permute": 7 * state // 4 // 2}  # a group's, of a device's own rows
+    assert many.ways(many.graph.outs[0]) == 8 and peak(many) < peak(one)

@@ -1,6 +1,7 @@
 """A jaxpr as a flat list of operations on numbered values: calls are opened, loops keep a graph of their body."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,13 +85,26 @@ def add(graph: Graph, jaxpr: Jaxpr, constants: list[int], args: list[int]) -> li
             own = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
             constants = [graph.value(v.aval) for v in own.constvars]
             graph.constants.update(constants)
-            outs = add(graph, own, constants, ins[len(ins) - len(own.invars) :])
+            ins = ins[len(ins) - len(own.invars) :]
+            if name == "shard_map":
+                ins = parts(graph, "local", ins, own.invars, eqn.params["in_specs"])
+            outs = add(graph, own, constants, ins)
+            if name == "shard_map":
+                outs = parts(graph, "whole", outs, eqn.outvars, eqn.params["out_specs"])
         else:
             outs = [graph.value(v.aval) for v in eqn.outvars]
             bodies = [graph_of(j) for j in bodies_of(name, eqn.params)]
             graph.operations.append(Operation(name, ins, outs, eqn.params, bodies))
         at.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def parts(graph: Graph, name: str, given: list[int], made: Sequence[Any], specs: Sequence[Any]) -> list[int]:
+    """New values for what crosses the edge of a region whose devices hold parts: see jaxlm.plan.manual."""
+    outs = [graph.value(v.aval) for v in made]
+    for value, out, spec in zip(given, outs, specs, strict=True):
+        graph.operations.append(Operation(name, [value], [out], {"spec": spec}))
+    return outs
 
 
 def called(params: dict[str, Any]) -> ClosedJaxpr | Jaxpr | None:

@@ -21,8 +21,9 @@ JOINED = frozenset(
     xor
     """.split()  # noqa: SIM905
 )
+PARTS = ("local", "whole")  # other names for what is there already
 SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "argmax", "argmin")
-READERS = JOINED.union(SUMS)
+READERS = JOINED.union(SUMS, PARTS)
 
 
 class Written:
@@ -57,6 +58,8 @@ class Written:
         readers = [self.graph.operations[i] for i in self.users.get(value, [])]
         if value in self.free:  # a loop reads only what lies there
             return not any(op.name == "scan" and reads(op, value) for op in readers)
+        if self.made[value].name in PARTS:
+            return value not in self.results
         if self.made[value].name not in JOINED or value in self.results:
             return False
         return all(op.name in READERS for op in readers)

@@ -8,6 +8,7 @@ one uses for its rows. What it cannot follow it takes as not split, so that esti
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxlm.plan.graph import Graph, Operation
 
@@ -74,6 +75,8 @@ def forward(p: Placed, i: int, op: Operation) -> None:
         spec = [*params["sharding"].spec]
         axes = [(a,) if isinstance(a, str) else tuple(a or ()) for a in spec]
         p.give(op.outs[0], axes)
+    elif name in ("local", "whole"):
+        p.give(op.outs[0], crossing(splits[op.ins[0]], op.params["spec"], name == "whole"))
     elif name == "dot_general":
         p.give(op.outs[0], product(p, op))
     elif name == "scan":
@@ -127,6 +130,14 @@ def carried(name: str, params: dict, split: Split, shape: tuple, out: tuple) -> 
     if len(shape) == len(out):
         return [s if a == b else () for s, a, b in zip(split, shape, out, strict=True)]
     return [()] * len(out)
+
+
+def crossing(split: Split, spec: Any, outward: bool) -> list[tuple[str, ...]]:
+    """Splits on the other side of a region's edge: the axes that it cuts by itself are there outside only."""
+    own = [(a,) if isinstance(a, str) else tuple(a or ()) for a in [*spec, *[None] * (len(split) - len(spec))]]
+    if outward:
+        return [cut + axes for cut, axes in zip(own, split, strict=True)]
+    return [tuple(a for a in axes if a not in cut) for cut, axes in zip(own, split, strict=True)]
 
 
 def reshaped(split: Split, shape: tuple, out: tuple) -> list[tuple[str, ...]]:
@@ -234,6 +245,8 @@ def backward(p: Placed, i: int, op: Operation) -> None:
         for k, value in enumerate(body.graph.ins):
             split = body.splits[value]
             p.give(op.ins[k], split if k < consts + carries else [(), *split])
+    elif op.name in ("local", "whole"):
+        p.give(op.ins[0], crossing(p.splits[op.outs[0]], op.params["spec"], op.name == "local"))
     elif op.name not in ("dot_general", "cond", "gather", "sharding_constraint"):
         for out in op.outs:
             for value in op.ins:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 from jaxlm.plan.graph import Operation
+from jaxlm.plan.manual import sent
 from jaxlm.plan.memory import Written
 from jaxlm.plan.placing import Placed, exchanged
 
@@ -42,6 +43,8 @@ def between_devices(p: Placed) -> Counter[str]:
         elif op.name == "reduce_sum":
             gone = {a for d in op.params["axes"] for a in p.splits[op.ins[0]][d]}
             total += summed(p, op.outs[0], gone)
+        else:
+            total += sent(p, op)
     return total
 
 
