@@ -57,9 +57,9 @@ def compile_ngrams(table: np.ndarray, length: int, beta: float = 2.0, layers: bo
     blocks = [Block(attend, mlp if not layers or h == n - 2 else None, norm) for h in range(n - 1 if layers else 1)]
     model = LM(v, d, Chain((LearnedPositions(d, length), *blocks)), tied=False, norm=norm, scale=1.0)
     heads = [[h] for h in range(n - 1)] if layers else [list(range(n - 1))]
-    body: dict[str, Any] = {"part0": {"table": _places(v, d, length)}}
+    body: dict[str, Any] = {"part0": {"table": place_codes(v, d, length)}}
     for i, (block, back) in enumerate(zip(blocks, heads, strict=True)):
-        body[f"part{i + 1}"] = {"norm": {}, "mixer": _copying(v, d, head, beta, back, by_one=layers)}
+        body[f"part{i + 1}"] = {"norm": {}, "mixer": copying_heads(v, d, head, beta, back, by_one=layers)}
         if block.mlp is not None:
             body[f"part{i + 1}"] |= {"mlp_norm": {}, "mlp": _looking_up(table, d)}
     last = d - v
@@ -74,14 +74,14 @@ def attending(f: Callable[..., Any], how: str) -> Callable[..., Any]:
     return replace(f, {"attn.probs": lambda p, at: SWITCHES[how](p)})
 
 
-def _places(v: int, d: int, length: int) -> np.ndarray:
-    """(t, t², 1) behind the token.   (length, d)"""
+def place_codes(v: int, d: int, length: int) -> np.ndarray:
+    """(t, t², 1) behind v numbers of the token, as LearnedPositions adds them.   (length, d)"""
     t, out = np.arange(length), np.zeros((length, d))
     out[:, v : v + 3] = np.stack([t, t * t, np.ones(length)], axis=1)
     return out
 
 
-def _copying(v: int, d: int, k: int, beta: float, back: list[int], by_one: bool) -> Params:
+def copying_heads(v: int, d: int, k: int, beta: float, back: list[int], by_one: bool) -> Params:
     """Heads that fill the slots `back`: with the token so far back, or, by one, with the slot before one token back."""
     place, square, one = v, v + 1, v + 2
     query, key, value = (np.zeros((d, len(back), k)) for _ in range(3))
@@ -90,9 +90,9 @@ def _copying(v: int, d: int, k: int, beta: float, back: list[int], by_one: bool)
         far = min(h, 1) if by_one else h
         query[place, i, 0], query[one, i, :2] = 2, (-2 * far, -1)
         key[place, i, 0], key[square, i, 1] = 1, 1
-        source = _slot(v, h - 1) if by_one and h else 0
+        source = slot(v, h - 1) if by_one and h else 0
         value[source + np.arange(v), i, np.arange(v)] = 1
-        out[i, np.arange(v), _slot(v, h) + np.arange(v)] = 1
+        out[i, np.arange(v), slot(v, h) + np.arange(v)] = 1
     return {"query": beta * np.sqrt(k) * query, "key": key, "value": value, "out": out}  # attention divides by √k
 
 
@@ -102,14 +102,14 @@ def _looking_up(table: np.ndarray, d: int) -> Params:
     histories = np.indices(table.shape[:-1]).reshape(n - 1, -1)
     up = np.zeros((d, histories.shape[1]))
     for h in range(n - 1):
-        up[_slot(v, h) + histories[n - 2 - h], np.arange(histories.shape[1])] = 1
+        up[slot(v, h) + histories[n - 2 - h], np.arange(histories.shape[1])] = 1
     down = np.zeros((histories.shape[1], d))
     with np.errstate(divide="ignore"):
         down[:, d - v :] = np.maximum(np.log(table.reshape(-1, v)), NEVER)
     return {"up": up, "up_bias": np.full(up.shape[1], 2.0 - n), "down": down, "down_bias": np.zeros(d)}
 
 
-def _slot(v: int, h: int) -> int:
+def slot(v: int, h: int) -> int:
     """Where the token h places back is held."""
     return v + 3 + h * v
 

@@ -46,7 +46,8 @@ ROWS = (
         19,
         "Learning Longer Memory in Recurrent Neural Networks (Mikolov et al. 2014)",
         ("jaxlm.mixers.scrn.SCRN",),
-        "both forms in numpy; the context is the exponential average in float64; without it, the plain RNN",
+        "both forms in numpy; the context is the exponential average in float64; Penn Treebank beside the plain RNN",
+        ("longer-memory",),
     ),
     Row(
         23,
@@ -69,11 +70,25 @@ ROWS = (
         ("deep-regex",),
     ),
     Row(
+        40,
+        "Learning without training: The implicit dynamics of in-context learning (Dherin et al. 2025)",
+        ("jaxlm.analysis.implicit_update",),
+        "a context is a rank-one change of a block's MLP for every prefix, by six mixers in float64; its steps shrink",
+        ("implicit-update",),
+    ),
+    Row(
         44,
         "Towards Optimal Learning of Language Models (Gu et al. 2024)",
         ("jaxlm.theory.learning_law",),
         "what a weight is worth by the adjoint; the policy learns in half the steps, its examples contribute the same",
         ("learning-law",),
+    ),
+    Row(
+        42,
+        "Scaling Laws for Linear Complexity Language Models (Shen et al. 2024)",
+        ("jaxlm.mixers.cosformer.CosFormer", "jaxlm.mixers.tnl.TNL", "jaxlm.analysis.power_law"),
+        "the recurrences in numpy; fits of known laws with their errors; loss by size beside softmax attention's",
+        ("linear-scaling",),
     ),
     Row(
         47,
@@ -216,12 +231,20 @@ ROWS = (
         "On the Benefits of Biophysical Synapses (Lemmel & Grosu 2023)",
         ("jaxlm.mixers.ltc.LTC",),
         "the slope is A(x) x + b(x) in float64; the fused solver in numpy; potentials stay among the reversals",
+        ("ltc-fhn",),
     ),
     Row(
         142,
         "TransNormerLLM, lightning attention (Qin et al. 2023)",
         ("jaxlm.mixers.tnl.TNL",),
         "recurrent in numpy; three kinds of LRPE; the last layer hardly decays",
+    ),
+    Row(
+        146,
+        "Universal Approximation Theorem for a Single-Layer Transformer (2025)",
+        ("jaxlm.theory.universal_attention", "jaxlm.analysis.ngram_compiler"),
+        "one layer that gathers four tokens: the largest error on a continuous map falls with width, below 0.01",
+        ("universal-attention",),
     ),
     Row(
         173,
@@ -241,6 +264,14 @@ ROWS = (
         "Extending Memory for Language Modelling (Nugaliyadde 2023)",
         ("jaxlm.mixers.ltm.LTM",),
         "the cell in numpy; bounded over 10,000 tokens; from its first weights the first of 500 has a gradient",
+        ("longer-memory",),
+    ),
+    Row(
+        191,
+        "Neural Networks Generalize on Low Complexity Data (Chatterjee & Sudijono 2024)",
+        ("jaxlm.analysis.programs", "jaxlm.analysis.boolean_trees"),
+        "primality compiled into ReLU layers, right to 200; Occam's bound; short trees generalise, wide nets do not",
+        ("short-programs",),
     ),
     Row(
         197,
@@ -264,6 +295,13 @@ ROWS = (
             "jaxlm.mixers.log_linear.LogLinearGatedDeltaNet",
         ),
         "chunked = token by token = the masked product; live states at most log2 T + 1; weights of 1 give the parent",
+    ),
+    Row(
+        206,
+        "Liger: Linearizing Large Language Models to Gated Recurrent Structures (Lan et al. 2025)",
+        ("jaxlm.mixers.liger.Liger", "jaxlm.bridges.liger.linearise", "jaxlm.layers.lora.LoRA"),
+        "the recurrence in numpy; the weights of a softmax model, no other; tuned a little, near its perplexity",
+        ("liger",),
     ),
     Row(
         220,
