@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import experiment
 from tolerance import close
 
@@ -24,7 +25,7 @@ from jaxlm.models import LM
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.sharding import replicated
 from jaxlm.train.checkpoint import Checkpoints, flat
-from jaxlm.train.guard import WINDOW, Guard, judged
+from jaxlm.train.guard import WINDOW, Guard, judged, own_rows
 from jaxlm.train.loop import Diverged, Run, placed
 from jaxlm.train.report import JsonLines
 from jaxlm.train.step import first_state, summed_loss, train_step
@@ -158,6 +159,14 @@ def test_a_run_skips_tells_and_goes_on_then_stops_after_too_many(tmp_path, monke
     checkpoints.close()
     assert (int(last.step), int(last.guard.skipped), int(last.guard.row)) == (11, 6, 3)
     assert bits((last.params, last.optimizer)) == bits((before.params, before.optimizer))
+
+
+def test_the_rows_of_a_process_are_put_together_from_its_devices():
+    """Rows over one mesh axis, time over another, each piece on two devices."""
+    x = np.arange(8 * 6).reshape(8, 6)
+    where = NamedSharding(make_mesh("data=2,tensor=2,context=2"), PartitionSpec("data", "context"))
+    rows, values = own_rows(jax.device_put(jnp.asarray(x), where))
+    assert list(rows) == list(range(8)) and np.array_equal(values, x)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class RunDirectory:
     tensorboard/    the same for TensorBoard
     loss.png        the same as a picture
     lock            held by the process that trains here
+    skipped/        batches whose updates were skipped, as step-000123.npz
     checkpoints/    everything that the run carries, by step;  damaged/ what could not be read
     model.json, params.safetensors, sample.txt, result.json      at the end
     """
