@@ -8,22 +8,25 @@ TOLERANCE = {"float64": 1e-9, "complex128": 1e-9, "float32": 5e-5, "complex64": 
 FLOOR = 1e-3  # a leaf is never judged finer than this share of the largest leaf beside it
 
 
+def widened(leaf) -> np.ndarray:
+    """In numpy, which knows no kind of number for bfloat16."""
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf
+
+
 def distance(got, want) -> dict[str, float]:
     """Per leaf: the largest difference over the leaf's size; integers and bools count 0 or inf; NaN must meet NaN."""
     got_leaves, got_def = jax.tree_util.tree_flatten_with_path(got)
     want_leaves, want_def = jax.tree_util.tree_flatten_with_path(want)
     assert got_def == want_def, f"trees differ:\n{got_def}\n{want_def}"
-    wide = [
-        np.asarray(jnp.asarray(w).astype(jnp.float32) if jnp.asarray(w).dtype == jnp.bfloat16 else w)
-        for _, w in want_leaves
-    ]
+    wide = [widened(w) for _, w in want_leaves]
     sizes = [
         float(np.nanmax(np.abs(w))) if w.size and w.dtype.kind in "fc" and not np.isnan(w).all() else 0.0 for w in wide
     ]
     largest = max(sizes, default=0.0)
     out = {}
     for (path, g), w, size in zip(got_leaves, wide, sizes, strict=True):
-        g = np.asarray(jnp.asarray(g).astype(jnp.float32) if jnp.asarray(g).dtype == jnp.bfloat16 else g)
+        g = widened(g)
         name = jax.tree_util.keystr(path)
         assert g.shape == w.shape, f"{name}: shape {g.shape}, expected {w.shape}"
         if w.dtype.kind not in "fc":

@@ -1,7 +1,6 @@
 """Laws 1 to 3: where a sequence is cut, what is packed beside it, and which rows share its batch changes nothing."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tolerance import close
 
@@ -21,6 +20,7 @@ from laws.subject import (
     nothing,
     rows,
     run,
+    start_at,
 )
 
 
@@ -33,7 +33,7 @@ def cut(subject: Subject, order: tuple[int, ...] = LENGTHS, seed: int = 0) -> No
 def decode(subject: Subject, seed: int = 0) -> None:
     """1, the finest cut: one `step` a token. So no token can see a later one."""
     c = case(subject, seed)
-    c = Case(c.given, jnp.zeros_like(c.starts), c.back)
+    c = Case(c.given, np.zeros_like(c.starts), c.back)
     close(in_pieces(subject, c, (1,) * WHOLE, step=True), run(subject, c.given, c.starts, c.back))
 
 
@@ -58,16 +58,16 @@ def packing(subject: Subject, order: tuple[int, ...] = LENGTHS, seed: int = 0) -
     """2. Documents packed in a row, their first tokens marked, equal the documents run alone, gradients included."""
     c = case(subject, seed)
     places = [slice(end - n, end) for n, end in zip(order, np.cumsum(order).tolist(), strict=True)]
-    starts = c.starts.at[:, jnp.array([at.start for at in places[1:]])].set(True)
+    starts = start_at(c.starts, (slice(None), [at.start for at in places[1:]]))
     packed = run(subject, c.given, starts, c.back)
 
-    no_back = floating(jax.tree.map(jnp.zeros_like, c.back["state"]))
+    no_back = floating(jax.tree.map(np.zeros_like, c.back["state"]))
     ys, xs, params, outs = [], [], [], []
     for i, at in enumerate(places):
         state = fresh(subject, c.given["params"], no_back)[0] if i else c.given["state"]
         given = {**c.given, "x": c.given["x"][:, at], "state": state}
         back = {"y": c.back["y"][:, at], "state": c.back["state"] if at.stop == WHOLE else no_back}
-        out, grads = run(subject, given, starts[:, at].at[:, 0].set(False if i else starts[:, 0]), back)
+        out, grads = run(subject, given, starts[:, at] & (np.arange(at.stop - at.start) > 0 if i else True), back)
         params.append(grads["params"])
         if i:  # the fresh state may be learned
             params.append(fresh(subject, c.given["params"], grads["state"])[1])
@@ -85,8 +85,8 @@ def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, valu
     Tokens of an embedding cannot be NaN: there is nothing to say about a model on tokens.
     """
     c, axes = case(subject, seed), subject.state_axes()
-    starts = c.starts.at[:, jnp.array(np.cumsum(order)[:-1])].set(True)
-    starts = starts.at[0, 0].set(False)
+    starts = start_at(c.starts, (slice(None), np.cumsum(order)[:-1]))
+    starts[0, 0] = False
     ends = [int(i) for i in np.flatnonzero(starts[0]) if i > token] + [WHOLE]
     spoiled = np.zeros((BATCH, WHOLE), bool)
     spoiled[0, max(token, 0) : ends[0]] = True
@@ -95,23 +95,24 @@ def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, valu
     if token < 0:
         given["state"] = fill_row(given["state"], axes, 0, value)
     else:
-        given["x"] = given["x"].at[0, token].set(value)
-    back = {"y": jnp.where(spoiled[:, :, None], 0, c.back["y"]), "state": c.back["state"]}
+        given["x"] = np.array(given["x"])
+        given["x"][0, token] = value
+    back = {"y": np.where(spoiled[:, :, None], 0, c.back["y"]), "state": c.back["state"]}
     if lost:
         back["state"] = fill_row(back["state"], axes, 0, 0.0)
 
     (got, got_grads), (want, want_grads) = run(subject, given, starts, back), run(subject, c.given, starts, back)
     assert np.isnan(np.asarray(got["y"], np.float32)[spoiled]).all(), "a spoiled token gave a number"
     hide = lambda out: {  # noqa: E731
-        "y": jnp.where(spoiled[:, :, None], 0, out["y"]),
+        "y": np.where(spoiled[:, :, None], 0, out["y"]),
         "state": rows(out["state"], axes, slice(int(lost), None)),
     }
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(got_grads)), "a spoiled token reached a gradient"
+    assert all(bool(np.isfinite(g).all()) for g in jax.tree.leaves(got_grads)), "a spoiled token reached a gradient"
     close((hide(got), got_grads), (hide(want), want_grads))
     if lost:  # and the document goes on to be NaN in the next piece
         n = LENGTHS[0]
         more = {**c.given, "x": c.given["x"][:, :n], "state": got["state"]}
-        y = np.asarray(run(subject, more, jnp.zeros((BATCH, n), bool), nothing(subject, n))[0]["y"], np.float32)
+        y = np.asarray(run(subject, more, np.zeros((BATCH, n), bool), nothing(subject, n))[0]["y"], np.float32)
         assert np.isnan(y[0]).all(), "the state forgot that its document is spoiled"
         assert np.isfinite(y[1:]).all(), "a spoiled state reached another row"
 
@@ -120,7 +121,7 @@ def row_alone(subject: Subject, seed: int = 0) -> None:
     """3. Each row of a batch equals the row alone; the gradients of the weights are the sum over rows."""
     c, axes, t = case(subject, seed), subject.state_axes(), LENGTHS[1]
     given = {**c.given, "x": c.given["x"][:, :t]}
-    starts = c.starts[:, :t].at[1, t // 2].set(True)
+    starts = start_at(c.starts[:, :t], (1, t // 2))
     back = {"y": c.back["y"][:, :t], "state": c.back["state"]}
     out, grads = run(subject, given, starts, back)
     total = []
@@ -140,6 +141,6 @@ def starts_absent(subject: Subject, seed: int = 0) -> None:
     c, t = case(subject, seed), LENGTHS[0]
     x, params = c.given["x"][:, :t], c.given["params"]
     plain = compiled(lambda p, x: subject.model.apply(p, x)[0], params, x)(params, x)
-    state = fresh(subject, params, floating(jax.tree.map(jnp.zeros_like, c.back["state"])))[0]
-    none = jnp.zeros((BATCH, t), bool)
+    state = fresh(subject, params, floating(jax.tree.map(np.zeros_like, c.back["state"])))[0]
+    none = np.zeros((BATCH, t), bool)
     close(run(subject, {"params": params, "x": x, "state": state}, none, nothing(subject, t))[0]["y"], plain)

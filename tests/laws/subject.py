@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.mixers.base import Mixer, batch_axes
 from jaxlm.module import init, map_specs
@@ -25,11 +26,16 @@ class Subject:
     model: Any
     vocab: int = 0
 
-    def inputs(self, key: jax.Array, t: int, batch: int = BATCH) -> jax.Array:
+    def drawn(self, draw: np.random.Generator, t: int, batch: int = BATCH) -> np.ndarray:
         """Random x: (b, t, d) floats or (b, t) tokens."""
         if self.vocab:
-            return jax.random.randint(key, (batch, t), 0, self.vocab)
-        return jax.random.normal(key, (batch, t, self.model.reads))
+            return draw.integers(0, self.vocab, (batch, t), dtype=np.int32)
+        return draw.standard_normal((batch, t, self.model.reads), dtype=np.float32)
+
+    def inputs(self, t: int, batch: int = BATCH) -> jax.ShapeDtypeStruct:
+        """Shape of x."""
+        kind = ((batch, t), jnp.int32) if self.vocab else ((batch, t, self.model.reads), jnp.float32)
+        return jax.ShapeDtypeStruct(*kind)
 
     def step(self, params, x, state):
         """One token, x (b, 1, ...): the model's `step` where it is a mixer."""
@@ -66,10 +72,8 @@ def merge(floats, tree):
     return jax.tree.map(lambda f, a: a if f is None else f, floats, tree, is_leaf=lambda a: a is None)
 
 
-def noise_like(tree, key: jax.Array):
-    leaves, tree = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
+def noise_like(tree, draw: np.random.Generator):
+    return jax.tree.map(lambda a: draw.standard_normal(a.shape).astype(a.dtype), tree)
 
 
 # The suite compiles much and computes little: XLA's older CPU code generator takes a third of the time to compile.
@@ -92,8 +96,11 @@ def compiled(f, *args):
 
 
 def run(subject: Subject, given: dict, starts, back: dict, step: bool = False):
-    """({y, state}, gradients of <back, {y, state}> by params, x and start state), compiled once per length."""
-    return program()(subject, step, given, starts, back)
+    """({y, state}, gradients of <back, {y, state}> by params, x and start state), compiled once per length; in numpy.
+
+    What the laws cut, join and add is in numpy: else each shape of each operation is a program more.
+    """
+    return jax.device_get(program()(subject, step, given, starts, back))
 
 
 def run_placed(subject: Subject, given: dict, starts, back: dict, constrain):
@@ -121,10 +128,13 @@ def _run(subject: Subject, step: bool, given: dict, starts, back: dict, **more):
     return out, pull(back)[0]
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="room")
 def fresh(subject: Subject, params, back, room: int = ROOM):
     """(the start state, the gradient of <back, start> by params): a start may be learned."""
+    return jax.device_get(_fresh(subject, params, back, room=room))
 
+
+@partial(jax.jit, static_argnums=0, static_argnames="room")
+def _fresh(subject: Subject, params, back, room: int):
     def start(params):
         state = subject.model.start(params, BATCH, room)
         return floating(state), state
@@ -142,31 +152,31 @@ def after(subject: Subject, params, x, starts):
 @lru_cache(maxsize=8)
 def case(subject: Subject, seed: int = 0, batch: int = BATCH) -> Case:
     """Weights near their initial values (so that no bias is zero), and a start state after a random packed prefix."""
-    k = jax.random.split(jax.random.key(seed), 8)
-    params = init(subject.model, k[0])
-    params = jax.tree.map(lambda p, e: p + 0.1 * e, params, noise_like(params, k[1]))
-    starts = jax.random.bernoulli(k[2], 0.05, (batch, WHOLE)).at[: batch // 2].set(False)
-    prefix = jax.random.bernoulli(k[3], 0.2, (batch, PREFIX)).at[0].set(False)
-    state = after(subject, params, subject.inputs(k[4], PREFIX, batch), prefix)
-    given = {"params": params, "x": subject.inputs(k[5], WHOLE, batch), "state": state}
-    return Case(given, starts, noise_like(outputs(subject, WHOLE, batch), k[6]))
+    draw = np.random.default_rng(seed)
+    params = jax.device_get(init(subject.model, jax.random.key(seed)))
+    params = jax.tree.map(lambda p, e: p + np.asarray(0.1, p.dtype) * e, params, noise_like(params, draw))
+    starts, prefix = draw.random((batch, WHOLE)) < 0.05, draw.random((batch, PREFIX)) < 0.2
+    starts[: batch // 2] = prefix[0] = False
+    state = jax.device_get(after(subject, params, subject.drawn(draw, PREFIX, batch), prefix))
+    given = {"params": params, "x": subject.drawn(draw, WHOLE, batch), "state": state}
+    return Case(given, starts, noise_like(outputs(subject, WHOLE, batch), draw))
 
 
 @lru_cache(maxsize=64)
 def outputs(subject: Subject, t: int, batch: int = BATCH):
     """Shapes of the floating leaves of {y, state}."""
 
-    def forward(key):
+    def forward(key, x):
         params = init(subject.model, key)
-        y, state = subject.model.apply(params, subject.inputs(key, t, batch), subject.model.start(params, batch, ROOM))
+        y, state = subject.model.apply(params, x, subject.model.start(params, batch, ROOM))
         return floating({"y": y, "state": state})
 
-    return jax.eval_shape(forward, jax.random.key(0))
+    return jax.eval_shape(forward, jax.random.key(0), subject.inputs(t, batch))
 
 
 def nothing(subject: Subject, t: int):
     """Zero cotangents."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), outputs(subject, t))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), outputs(subject, t))
 
 
 def add(*trees):
@@ -175,7 +185,7 @@ def add(*trees):
 
 def join(*pieces):
     """Along time."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *pieces)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *pieces)
 
 
 def by_row(f, tree, axes):
@@ -193,7 +203,22 @@ def rows(tree, axes, i: slice):
 
 def fill_row(tree, axes, row: int, value: float):
     """`value` in one row of every floating leaf."""
-    return by_row(lambda a, before: a.at[(*before, row)].set(value) if is_float(a) else a, tree, axes)
+
+    def fill(a, before):
+        a = np.array(a)
+        if is_float(a):
+            a[(*before, row)] = value
+        return a
+
+    return by_row(fill, tree, axes)
+
+
+def start_at(starts, *places):
+    """`starts` with those places marked: index tuples."""
+    starts = np.array(starts)
+    for place in places:
+        starts[place] = True
+    return starts
 
 
 def shapes(tree_of_specs):
