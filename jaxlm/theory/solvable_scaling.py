@@ -88,7 +88,7 @@ class Bench:
         found = np.asarray(measure(keys, jnp.asarray(spectrum), n, t, ridges, noise))[:, 0]
         want = predict(spectrum, n, t, ridge, noise)
         self.done += 1
-        self.lab.tell(self.done / self.points, measured=found.mean(), predicted=want)
+        self.lab.tell(self.done / self.points, N=n, T=t, measured=found.mean(), predicted=want)
         return [found.mean(), found.std(ddof=1) / math.sqrt(len(found)), float(np.median(found)), want]
 
 

@@ -162,7 +162,7 @@ def codes(s: Settings, table: dict[str, Tree]) -> list[Claim]:
     """What the rows are like, at the first exponent."""
     strong, weak = ({k: v[0] for k, v in table[d].items()} for d in ("strong", "weak"))
     crowded = strong["overlap"] * np.array(s.widths)
-    ratio = weak["error"] / weak["unlearned"]
+    ratio = weak["error"] / np.maximum(weak["unlearned"], 1e-9)  # before any training none are left out
     return [
         Claim("strong: squared overlap of rows times width, least", crowded.min(), low=0.8, paper=1),
         Claim("strong: squared overlap of rows times width, largest", crowded.max(), high=1.6, paper=1),
@@ -179,11 +179,12 @@ def draw(figure, series) -> None:
     for n, alpha in enumerate(series["alphas"]):
         error = np.array(strong["error"][n])
         a.loglog(widths, error, f"C{n}o", label=f"alpha {alpha:g}: measured")
-        a.loglog(widths, np.exp(np.mean(np.log(error * widths))) / widths, f"C{n}:", label="c / m")
+        a.loglog(widths, np.exp(np.mean(np.log(error * widths))) / widths, f"C{n}:", label=None if n else "c / m")
         b.loglog(widths, weak["error"][n], f"C{n}o", label=f"alpha {alpha:g}: measured")
-        b.loglog(widths, weak["unlearned"][n], f"C{n}:", label="features left out: 4/3 Σ p")
+        b.loglog(widths, weak["unlearned"][n], f"C{n}:", label=None if n else "features left out: 4/3 Σ p")
         c.loglog(widths, strong["overlap"][n], f"C{n}o", label=f"alpha {alpha:g}: measured")
     c.loglog(widths, 1 / widths, "k:", label="1 / m")
+    b.set_ylim(np.min(weak["error"]) / 4, None)
     for axes, title in ((a, "Strong superposition: error"), (b, "Weak: error"), (c, "Strong: squared overlap")):
         axes.set(title=title, xlabel="width m")
         axes.set_xticks(widths, map(str, widths))
