@@ -46,8 +46,7 @@ ROWS = (
         19,
         "Learning Longer Memory in Recurrent Neural Networks (Mikolov et al. 2014)",
         ("jaxlm.mixers.scrn.SCRN",),
-        "both forms in numpy; the context is the exponential average in float64; Penn Treebank beside the plain RNN",
-        ("longer-memory",),
+        "both forms in numpy; the context is the exponential average in float64; without it, the plain RNN",
     ),
     Row(
         23,
@@ -82,13 +81,6 @@ ROWS = (
         ("jaxlm.theory.learning_law",),
         "what a weight is worth by the adjoint; the policy learns in half the steps, its examples contribute the same",
         ("learning-law",),
-    ),
-    Row(
-        42,
-        "Scaling Laws for Linear Complexity Language Models (Shen et al. 2024)",
-        ("jaxlm.mixers.cosformer.CosFormer", "jaxlm.mixers.tnl.TNL", "jaxlm.analysis.power_law"),
-        "the recurrences in numpy; fits of known laws with their errors; loss by size beside softmax attention's",
-        ("linear-scaling",),
     ),
     Row(
         47,
@@ -231,7 +223,6 @@ ROWS = (
         "On the Benefits of Biophysical Synapses (Lemmel & Grosu 2023)",
         ("jaxlm.mixers.ltc.LTC",),
         "the slope is A(x) x + b(x) in float64; the fused solver in numpy; potentials stay among the reversals",
-        ("ltc-fhn",),
     ),
     Row(
         142,
@@ -264,7 +255,6 @@ ROWS = (
         "Extending Memory for Language Modelling (Nugaliyadde 2023)",
         ("jaxlm.mixers.ltm.LTM",),
         "the cell in numpy; bounded over 10,000 tokens; from its first weights the first of 500 has a gradient",
-        ("longer-memory",),
     ),
     Row(
         191,
@@ -295,13 +285,6 @@ ROWS = (
             "jaxlm.mixers.log_linear.LogLinearGatedDeltaNet",
         ),
         "chunked = token by token = the masked product; live states at most log2 T + 1; weights of 1 give the parent",
-    ),
-    Row(
-        206,
-        "Liger: Linearizing Large Language Models to Gated Recurrent Structures (Lan et al. 2025)",
-        ("jaxlm.mixers.liger.Liger", "jaxlm.bridges.liger.linearise", "jaxlm.layers.lora.LoRA"),
-        "the recurrence in numpy; the weights of a softmax model, no other; tuned a little, near its perplexity",
-        ("liger",),
     ),
     Row(
         220,
