@@ -25,7 +25,7 @@ from jaxlm.plan.traffic import between_devices
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train import Experiment
 from jaxlm.train.config import load_config
-from jaxlm.train.step import batch_sharding, first_state, train_step
+from jaxlm.train.step import abstract_batch, first_state, train_step
 
 ROOT = Path(__file__).parents[1]
 DATA = Text(TextFiles((str(ROOT / "LICENSE"),)), Bytes(), 64)
@@ -41,10 +41,7 @@ def compiled(exp: Experiment):
     """The compiler's account of the update."""
     mesh = make_mesh(exp.mesh)
     _, target = first_state(exp, mesh)
-    where = batch_sharding(exp, mesh, (exp.batch, exp.data.length))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "starts": jnp.bool_}
-    batch = {n: jax.ShapeDtypeStruct((exp.batch, exp.data.length), k, sharding=where) for n, k in kinds.items()}
-    return train_step(exp, mesh).lower(target, batch).compile().memory_analysis()
+    return train_step(exp, mesh).lower(target, abstract_batch(exp, mesh)).compile().memory_analysis()
 
 
 @pytest.mark.parametrize(

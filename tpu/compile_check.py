@@ -17,7 +17,6 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask for a machi
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.cli import explain, say
 from jaxlm.cli.knobs import parse
@@ -29,7 +28,7 @@ from jaxlm.sharding import mesh as make_mesh
 from jaxlm.sharding import mesh_text
 from jaxlm.train.config import build, find_config, known_configs, load_config
 from jaxlm.train.experiment import Experiment
-from jaxlm.train.step import batch_sharding, first_state, train_step
+from jaxlm.train.step import abstract_batch, first_state, train_step
 
 # A pod's name says chips (v5e, v6e) or cores, two a chip (v4, v5p); the compiler wants the grid.
 GRIDS = {
@@ -68,11 +67,7 @@ def compiled(exp: Experiment, devices: list):
     """The training step, compiled for those devices."""
     mesh = make_mesh(exp.mesh, devices)
     _, target = first_state(exp, mesh)
-    shape = (exp.batch, exp.data.length)
-    where = batch_sharding(exp, mesh, (exp.batch // exp.accumulate, exp.data.length))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "starts": jnp.bool_}
-    batch = {n: jax.ShapeDtypeStruct(shape, k, sharding=where) for n, k in kinds.items()}
-    return train_step(exp, mesh).lower(target, batch).compile()
+    return train_step(exp, mesh).lower(target, abstract_batch(exp, mesh)).compile()
 
 
 def check(name: str, exp: Experiment, topology: str) -> dict:

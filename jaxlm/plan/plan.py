@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxlm.cost import count_flops
@@ -17,7 +16,7 @@ from jaxlm.plan.placing import Placed, Split, place
 from jaxlm.plan.traffic import between_devices, to_memory
 from jaxlm.sharding import MESH_AXES, mesh_sizes
 from jaxlm.train.experiment import Experiment
-from jaxlm.train.step import batch_sharding, first_state, train_step
+from jaxlm.train.step import abstract_batch, first_state, train_step
 from jaxlm.typing import Tree
 
 
@@ -86,10 +85,7 @@ def plan(exp: Experiment, chip: Chip) -> Plan:
     """The plan of an experiment's update on its own mesh; the devices need not be there."""
     mesh = abstract_mesh(exp.mesh)
     _, target = first_state(exp, mesh)
-    shape = (exp.batch, exp.data.length)
-    where = batch_sharding(exp, mesh, (exp.batch // exp.accumulate, exp.data.length))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "starts": jnp.bool_}
-    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=where) for name, kind in kinds.items()}
+    batch = abstract_batch(exp, mesh)
     jaxpr = train_step(exp, mesh).trace(target, batch).jaxpr
     ins = [split_of(x) for x in jax.tree.leaves((target, batch))]
     outs = [split_of(x) for x in jax.tree.leaves(target)]
@@ -102,7 +98,7 @@ def plan(exp: Experiment, chip: Chip) -> Plan:
         memory=held(target.memory, placed),
         batch=held(batch, placed),
         temporary=peak(placed),
-        tokens=math.prod(shape),
+        tokens=exp.batch * exp.data.length,
         flops=count_flops(jaxpr.jaxpr),
         traffic=to_memory(placed),
         moved=dict(between_devices(placed)),
