@@ -20,6 +20,13 @@ PATIENCE = 10.0  # seconds to lay the lines, and for others to leave before the 
 BYE = "bye"
 
 
+def open_door() -> socket.socket:
+    """A port of this machine, by either version of the internet protocol."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
 class Peers:
     """The lines of this process: to all others of the first process, to the first of any other.
 
@@ -33,7 +40,7 @@ class Peers:
         self.ending = threading.Lock()
         door = None
         with contextlib.suppress(OSError):
-            door = socket.create_server(("", 0)) if self.index == 0 else None
+            door = open_door() if self.index == 0 else None
         address = shared(f"{host or socket.gethostname()} {door.getsockname()[1]}" if door else "")
         with contextlib.suppress(OSError, ValueError):
             self.lay(door, address)
