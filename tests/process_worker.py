@@ -1,6 +1,6 @@
 """One process of a run, for tests: the command line itself, and a record of the rows that it read.
 
-python process_worker.py REPORT.json [--stop-at STEP] [--restore RUN VALUES.npz] -- ARGUMENTS OF jaxlm
+python process_worker.py REPORT.json [--stop-at STEP] [--restore RUN VALUES.npz] [--damage ROWS.json] -- ARGUMENTS
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from fault_lab import damage
 
 import jaxlm.cli
 from jaxlm.cli import train
@@ -47,6 +48,13 @@ def restore(run: Path, values: Path) -> None:
         np.savez(values, **flat(state))
 
 
+def hurt(run: Path, rows: Path) -> None:
+    """Hurt each file of copies of the run's newest checkpoint, and write what reading them gave."""
+    found = damage(run, rows.with_suffix(""), 0, ("one bit flipped",))
+    if first():
+        rows.write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
     cut = sys.argv.index("--")
     own, args = sys.argv[1:cut], sys.argv[cut + 1 :]
@@ -54,14 +62,17 @@ if __name__ == "__main__":
         "training": recorded(Rows, int(own[own.index("--stop-at") + 1]) if "--stop-at" in own else -1),
         "held_out": recorded(Evaluation),
     }
-    if "--restore" in own:
-        at, trained = own.index("--restore"), train.command
+    trained = train.command
 
-        def and_restore(args: list[str]) -> None:
-            trained(args)
+    def and_more(args: list[str]) -> None:
+        trained(args)
+        if "--restore" in own:
+            at = own.index("--restore")
             restore(Path(own[at + 1]), Path(own[at + 2]))
+        if "--damage" in own:
+            hurt(Path(args[args.index("--run-dir") + 1]), Path(own[own.index("--damage") + 1]))
 
-        train.command = and_restore
+    train.command = and_more
     try:
         jaxlm.cli.main(args)
     finally:

@@ -4,14 +4,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from jaxlm.cli import guarded
@@ -194,74 +190,13 @@ def test_debug_shows_where(capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
-# ---- in processes of their own: kills, signals, a full disk
+# ---- in a process of its own; kills, signals and the rest of what can befall a run: tests/test_faults.py
 
 
 def start(args, before=()):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     command = [*before, sys.executable, "-m", "jaxlm", *map(str, args)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env)
-
-
-def wait_for(process, words):
-    """Read its lines until one has the words."""
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if words in line:
-            return
-    pytest.fail(f"{words!r} did not come:\n" + "".join(seen))
-
-
-def ending(where):
-    """The exported weights, and the fingerprint of all that the last checkpoint holds: weights, moments, step."""
-    _, params = load(where)
-    flat = {jax.tree_util.keystr(k): np.asarray(x).tobytes() for k, x in jax.tree_util.tree_leaves_with_path(params)}
-    meta = json.loads((where / "checkpoints" / "400" / "meta" / "metadata").read_text())
-    return flat, meta["fingerprint"]
-
-
-LONG = ["--text", TEXT, "--steps", "400", "--save-every", "20"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    where = tmp_path_factory.mktemp("cli") / "whole"
-    assert guarded(["train", TINY, *LONG, "--run-dir", str(where)], debug=False) == 0
-    return ending(where)
-
-
-def test_kills_at_random_steps_lose_nothing(uninterrupted, tmp_path):
-    """SIGKILL twice, at random moments, then to the end: the weights of the uninterrupted run, bit for bit."""
-    rng = np.random.default_rng(time.time_ns())
-    delays = rng.uniform(0.0, 0.4, 2)
-    args = ["train", TINY, *LONG, "--run-dir", tmp_path / "run"]
-    for delay in delays:
-        process = start(args)
-        wait_for(process, "bits/byte")  # the first update is done
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-    process = start(args)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert ending(tmp_path / "run") == uninterrupted, f"killed {delays} s after the first update"
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_first(signum, code, uninterrupted, tmp_path):
-    args = ["train", TINY, *LONG, "--run-dir", tmp_path / "run"]
-    process = start(args)
-    wait_for(process, "bits/byte")
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert "Traceback" not in err and re.search(r"stopped by SIG\w+ after step (\d+), which is saved", err), err
-    stopped = int(re.search(r"after step (\d+)", err)[1])
-    process = start([*args, "--resume"])
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and f"going on after step {stopped}" in err, err
-    assert ending(tmp_path / "run") == uninterrupted
 
 
 def test_a_disk_that_takes_no_more_is_one_line(tmp_path):

@@ -2,16 +2,19 @@
 
 import json
 import os
-import random
 import re
-import socket
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from fault_child import by_flags, free_port, meet_and_leave
+from fault_lab import Lab, Row
 from tolerance import close
 
 from jaxlm.cli import guarded
@@ -32,23 +35,9 @@ TRAIN = ["train", str(ROOT / "tests" / "tiny.py"), "--text", str(ROOT / "LICENSE
 TRAIN += ["--mixer", "MinGRU", "--mesh", "data=4,fsdp=2"]  # of 8 devices, whoever has them
 
 
-def free_port(low: int = 20000, high: int = 40000) -> int:
-    """A port that nobody listens at."""
-    while True:
-        port = random.randrange(low, high)
-        with socket.socket() as s:
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
-def by_flags(n: int) -> list[tuple[list[str], dict[str, str]]]:
-    """(flags, environment) of each process: told where the others are."""
-    port = free_port()
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(n), "--process"]
-    return [([*flags, str(i)], {}) for i in range(n)]
+def told_by_flags(n: int) -> list[tuple[list[str], dict[str, str]]]:
+    """(flags, environment) of each process."""
+    return [(flags, {}) for flags in by_flags(n)]
 
 
 def by_slurm(n: int) -> list[tuple[list[str], dict[str, str]]]:
@@ -109,9 +98,9 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """(run, rows, words) of two processes of 4 devices, who are told where they are."""
+    """(run, rows, words) of two processes of 4 devices, who are told where they are; they also read damaged copies."""
     where = tmp_path_factory.mktemp("two")
-    return where / "run", *launch(where, by_flags(2))
+    return where / "run", *launch(where, told_by_flags(2), lambda i: ["--damage", str(where / "damage.json")])
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +154,33 @@ def test_a_checkpoint_of_two_processes_is_read_by_one_and_by_four(two, four):
     assert all(by_one[name].tobytes() == np.asarray(x).tobytes() for name, x in exported.items())
 
 
+def test_two_processes_pass_over_a_damaged_checkpoint_together(two):
+    """Whichever file of it is hurt, both read the one before, and say so: both steps and values are right."""
+    rows = [Row(*row) for row in json.loads((two[0].parent / "damage.json").read_text())]
+    assert rows and all(r.recovered == r.times > 10 and r.same and r.lost == 2 for r in rows), rows
+
+
+@pytest.mark.parametrize(("who", "why"), [(1, "is gone"), (0, "failed: out of luck")])
+def test_all_know_at_once_when_one_is_gone(who, why, tmp_path):
+    """Killed, or ended by an error of its own: the others end within seconds, with one line that says which and why."""
+    lab, began = Lab(tmp_path, 1, 0, processes=3), time.monotonic()
+    ended = lab.go("run", work=partial(meet_and_leave, who=who, killed=why == "is gone"))
+    assert time.monotonic() - began < 90, "the runtime alone takes 100 seconds"
+    assert [e.code for e in ended] == [-signal.SIGKILL if i == who and why == "is gone" else 1 for i in range(3)]
+    for i, e in enumerate(ended):
+        lines = [line for line in e.said.splitlines() if line and not line.startswith("[Gloo]")]
+        told = [f"error: process {who} of this run {why}; the same command goes on from the last checkpoint"]
+        assert lines == (told if i != who else [] if why == "is gone" else lines) and len(lines) < 2, lines
+
+
 def test_a_signal_to_one_process_stops_all_and_nothing_is_lost(two, tmp_path):
     """SIGTERM to the second process: both save one step and end; the run then goes on to the quiet weights."""
     where = tmp_path / "stopped"
-    _, said = launch(where, by_flags(2), lambda i: ["--stop-at", str(STOP)] if i else [], code=143)
+    _, said = launch(where, told_by_flags(2), lambda i: ["--stop-at", str(STOP)] if i else [], code=143)
     steps = {re.search(r"stopped by SIGTERM after step (\d+), which is saved", text)[1] for text in said}
     assert len(steps) == 1 and STOP < int(min(steps)) <= STOP + 2
     assert (where / "run/checkpoints" / min(steps)).is_dir()
-    reports, said = launch(where, by_flags(2))
+    reports, said = launch(where, told_by_flags(2))
     assert f"going on after step {min(steps)}" in said[0]
     assert min(int(step) for step in reports[1]["training"]) == int(min(steps))
     got, want = values(where / "run"), values(two[0])

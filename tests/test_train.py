@@ -165,44 +165,6 @@ def test_bfloat16_compute_keeps_float32_weights():
     close(losses, updated(tiny(dropout=0.0), 3)[1], "bfloat16")
 
 
-def damage(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "truncated":
-        path.write_bytes(data[: len(data) // 2])
-    else:
-        data[len(data) // 2] ^= 1
-        path.write_bytes(bytes(data))
-
-
-@pytest.mark.parametrize("how", ["truncated", "altered"])
-def test_a_damaged_checkpoint_falls_back_and_says_so(how, quiet, tmp_path):
-    """Whichever file of it is hurt, what comes back is a good step; the damaged one is set aside."""
-    from jaxlm.sharding import mesh as make_mesh
-
-    _, target = first_state(tiny(), make_mesh(""))
-    whole = quiet["rows"][1] / "checkpoints"
-    names = [p.relative_to(whole) for p in (whole / "12").rglob("*") if p.is_file() and p.stat().st_size]
-    right, told = {}, 0
-    for i, name in enumerate(sorted(names, key=str)):
-        where = tmp_path / str(i) / "checkpoints"
-        for step in ("8", "12"):
-            shutil.copytree(whole / step, where / step)
-        damage(where / name, how)
-        notes, checkpoints = [], Checkpoints(where)
-        step, state, damaged = checkpoints.restore(target, notes.append)
-        for worse in damaged:
-            checkpoints.set_aside(worse)
-        checkpoints.close()
-        assert bits(state) == right.setdefault(step, bits(state)), name
-        if step == 12:  # the file does not matter to the values: they must be the right ones
-            assert bits(state.params) == bits(quiet["rows"][0].params) and not notes, name
-        else:
-            assert step == 8 and len(notes) == 1 and "checkpoint 12 is damaged" in notes[0] and "\n" not in notes[0]
-            assert (where.parent / "damaged" / "12").is_dir()
-            told += 1
-    assert told, "some file must matter"
-
-
 def test_without_a_good_checkpoint_it_says_so(quiet, tmp_path):
     where = tmp_path / "run"
     shutil.copytree(quiet["rows"][1], where)

@@ -25,6 +25,7 @@ def experiment(
     save_every: int = 4,
     evaluate_every: int = 0,
     optimizer: str = "adamw",
+    spike: float = 0.0,
 ) -> Experiment:
     data = Text(TextFiles(text), length=16, layout=layout)  # type: ignore[arg-type]
     body = Stack(Block(make(mixer, width), SwiGLU(width), dropout=dropout), depth=2)
@@ -42,5 +43,6 @@ def experiment(
         save_every=save_every,
         evaluate_every=evaluate_every,
         evaluate_rows=8,
+        spike=spike,
         sample=8,
     )
