@@ -209,7 +209,9 @@ def _blockwise(q, k, v, cache, starts, place, window, block, bias) -> Array:
 def _spans(one, queries, orders, keys, c: int, size: int) -> Array:
     """Scan each of a few stretches of query blocks over the keys up to its own end: (n, b, size, h, v)."""
     n = orders.shape[0]
-    bounds = [n * i // min(n, SPANS) for i in range(min(n, SPANS) + 1)]
+    # Over a cache they save little, and a scan of one turn, which compilers open, would keep its scores beside others'.
+    spans = max(1, min(n // 2, SPANS)) if c else min(n, SPANS)
+    bounds = [n * i // spans for i in range(spans + 1)]
     out = []
     for low, high in pairwise(bounds):
         past = jax.tree.map(lambda x, high=high: x[:, : c + high * size], keys)
