@@ -3,7 +3,8 @@
 f(x) = m^-1/2 Σ v_i ReLU(u_i x) on one point, its linear and its quadratic Taylor model at the initial weights, under
 gradient descent on (f - y)^2 / 2. λ is the top eigenvalue of the tangent kernel, steps are η = c / λ(0). Lewkowycz et
 al. (2020): below c = 2 the loss falls; up to c = 4 it first rises to order m, until λ is small enough; beyond, the
-quadratic model diverges. The linear one diverges from c = 2 on, for its λ is constant.
+quadratic model diverges. The linear one diverges from c = 2 on, for its λ is constant. Two numbers tell it all:
+    g <- g (1 - ηλ + η^2 g^2 |x|^2 / m)        λ <- λ - (η g^2 |x|^2 / m) (4 - ηλ)
 """
 
 from dataclasses import dataclass
@@ -107,7 +108,19 @@ def descend(s: Settings, width: int, kind: str, times: tuple[float, ...], lab: L
     shape = (s.steps, s.seeds, len(times))
     initial = np.asarray(jax.vmap(lambda w: jnp.sum(network(w, x) ** 2) / 2)(begin))
     lab.tell(1.0)
-    return {"loss": found["now"].reshape(shape), "curvature": found["curvature"].reshape(shape), "initial": initial}
+    seen = {"loss": found["now"].reshape(shape), "curvature": found["curvature"].reshape(shape)}
+    return {**seen, "initial": initial, "rate": np.asarray(rate).reshape(shape[1:])}
+
+
+def recursion(initial: np.ndarray, rate: np.ndarray, times: tuple[float, ...], width: int, steps: int) -> np.ndarray:
+    """The quadratic model's loss after each step, from g and λ alone.   (seeds), (seeds, c) -> (steps, seeds, c)"""
+    g, curvature, losses = np.sqrt(2 * initial)[:, None], np.array(times)[None], []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(steps):
+            kick = rate * g**2 / width
+            g, curvature = g * (1 - curvature + rate * kick), curvature - rate * kick * (4 - curvature)
+            losses.append(g**2 / 2)
+    return np.stack(losses)
 
 
 def judged(found: dict[str, np.ndarray], at: slice) -> dict[str, float]:
@@ -144,7 +157,11 @@ def run(s: Settings, lab: Lab) -> Result:
     claims += (
         Claim(f"quadratic, c = {s.peak:g}: exponent of peak over initial loss in m", growth, 0.7, 1.3, paper=1.0),
     )
-    series = {"c": times, "widths": widths, "peaks": peaks}
+    told = recursion(quadratic["initial"], quadratic["rate"], times, s.width, s.steps)
+    early, seen = told[:20, :, : mid.stop], quadratic["loss"][:20, :, : mid.stop]
+    off = float(np.max(np.abs(seen - early) / (1e-12 + early)))
+    claims += (Claim("loss against its recursion, 20 steps, c < 4: farthest", off, high=1e-6),)
+    series = {"c": times, "widths": widths, "peaks": peaks, "told": np.median(told, axis=1).T}
     for name, found in (("quadratic", quadratic), ("linear", linear)):
         series[name] = {k: np.median(found[k], axis=1).T for k in ("loss", "curvature")}
     return Result(claims, series)
@@ -175,6 +192,9 @@ def draw(figure, series) -> None:
             values = np.array(series["quadratic"][key][i], float)
             values[~np.isfinite(values) | (values > 1e8)] = np.nan
             panel.semilogy(np.maximum(values[:60], 1e-12), color=f"C{i}", label=f"c = {c:g}")
+        told = np.array(series["told"][i], float)[:60]
+        left.semilogy(np.where(told < 1e8, np.maximum(told, 1e-12), np.nan), "k:", linewidth=1)
+    left.plot([], [], "k:", label="g and λ alone")
     middle.axhline(2, color="k", linestyle="--")
     left.set(xlabel="step", ylabel="loss, median over seeds", title="Quadratic model")
     middle.set(xlabel="step", ylabel="ηλ", title="Its curvature; 2 is the edge")
@@ -184,4 +204,5 @@ def draw(figure, series) -> None:
     order = np.argsort(widths)
     right.loglog(widths[order], peaks[0] * widths[order] / widths[0], "k--", label="∝ m")
     right.set(xlabel="width m", ylabel="peak over initial loss", title="The peak grows with the width")
+    right.minorticks_off()
     right.legend(frameon=False)
