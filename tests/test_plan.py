@@ -21,7 +21,7 @@ from jaxlm.plan import CHIPS, chip, plan
 from jaxlm.plan.compiled import bytes_of, collectives
 from jaxlm.plan.graph import graph_of
 from jaxlm.plan.placing import place
-from jaxlm.plan.traffic import between_devices
+from jaxlm.plan.traffic import between_devices, turns
 from jaxlm.sharding import mesh as make_mesh
 from jaxlm.train import Experiment
 from jaxlm.train.config import load_config
@@ -84,6 +84,13 @@ def test_what_is_sent_follows_from_the_splits():
     assert not between_devices(free) and free.bytes(free.graph.outs[0]) == 16 * 64 * 4 // 8
 
 
+def test_rows_looked_up_lie_as_their_numbers():
+    table, tokens = jax.ShapeDtypeStruct((32, 16), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.int32)
+    look = lambda table, tokens: jnp.take(table, tokens, axis=0, mode="clip")  # noqa: E731
+    placed = split(look, table, tokens, ins=[((), ()), (("data",), ())], outs=[((), (), ())], mesh={"data": 4})
+    assert placed.bytes(placed.graph.outs[0]) == 8 * 4 * 16 * 4 // 4 and not between_devices(placed)
+
+
 def test_a_loop_sends_what_its_body_sends_as_often():
     w = jax.ShapeDtypeStruct((6, 32, 32), jnp.float32)
 
@@ -94,6 +101,7 @@ def test_a_loop_sends_what_its_body_sends_as_often():
     x = jax.ShapeDtypeStruct((16, 32), jnp.float32)
     placed = split(f, x, w, ins=[rows, ((), ("fsdp",), ())], outs=[rows], mesh={"fsdp": 4})
     assert between_devices(placed) == {"all-gather": 6 * 32 * 32 * 4 // 4 * 3}
+    assert turns(placed.graph) == 6
 
 
 def test_a_compiled_program_tells_the_same():
@@ -109,30 +117,33 @@ def test_a_compiled_program_tells_the_same():
         return jax.lax.scan(one, x, w)[0]
 
     program = jax.jit(f, out_shardings=rows).lower(x, w).compile()
-    assert collectives(program.as_text()) == {"all-gather": n * width * width * 4}
+    assert collectives(program.as_text()) == {"all-gather": n * width * width * 4 // 8 * 7}
     held = bytes_of(program)
     assert held["arguments"] == (16 * width + n * width * width) * 4 // 8 and held["temporary"] > 0
 
 
 def test_collectives_of_a_text():
-    text = """HloModule m
+    text = """HloModule m, num_partitions=8
 
 %body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
-  %r = f32[4,8]{1,0} reduce-scatter(f32[32,8] %x), dimensions={0}
+  %r = f32[4,8]{1,0} reduce-scatter(f32[32,8] %x), replica_groups=[1,8]<=[8], dimensions={0}
 }
 
 %inner (p: f32[2]) -> f32[2] {
-  ROOT %s = (f32[2], f32[16]{0}) all-gather-start(f32[2] %p), dimensions={0}
+  ROOT %s = (f32[2], f32[16]{0}) all-gather-start(f32[2] %p), replica_groups={{0,1,2,3,4,5,6,7}}
 }
 
 ENTRY %main (a: f32[2]) -> f32[2] {
   %w = (s32[], bf16[4,8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %f = f32[16] fusion(f32[2] %a), kind=kCustom, calls=%inner
   %d = f32[16] all-gather-done((f32[2], f32[16]) %s)
-  ROOT %g = (bf16[3], f32[]) all-reduce(bf16[3] %b, f32[] %c), to_apply=%sum
+  %p = f32[4] collective-permute(f32[4] %d), source_target_pairs={{0,1},{1,0}}
+  %n = f32[16] all-to-all(f32[16] %f), replica_groups={}
+  ROOT %g = (bf16[3], f32[]) all-reduce(bf16[3] %b, f32[] %c), replica_groups=[4,2]<=[8], to_apply=%sum
 }
 """
-    assert collectives(text) == {"reduce-scatter": 5 * 128, "all-gather": 64, "all-reduce": 10}
+    parts = {"reduce-scatter": 5 * 7 * 128, "all-gather": 7 * 8, "all-reduce": 2 * 10 // 2, "collective-permute": 16}
+    assert collectives(text) == parts | {"all-to-all": 64 // 8 * 7}
 
 
 def test_more_chips_hold_less_and_a_step_takes_what_bounds_it_longest():
@@ -174,7 +185,7 @@ def test_the_command(tmp_path, capfd):
 HEAD = re.compile(r"plan +(\d+) (\w+), mesh (\S+): ([\d.]+) GiB a chip, ([\d.]+) hours and \$([\d,]+) at best")
 
 
-@pytest.mark.parametrize("config", ["attention_1b", "gated_delta_1b", "llama_7b"])
+@pytest.mark.parametrize("config", ["attention_1b", "gated_delta_1b", "lem_200m", "llama_7b", "srwm_200m"])
 def test_heads_of_configs_say_what_the_plan_says(config):
     file = ROOT / "configs" / f"{config}.py"
     said = HEAD.search(file.read_text())
@@ -186,3 +197,5 @@ def test_heads_of_configs_say_what_the_plan_says(config):
     assert found.bytes / 2**30 == pytest.approx(float(gib), rel=0.02)
     assert found.hours(exp.steps) == pytest.approx(float(hours), rel=0.02)
     assert found.dollars(exp.steps) == pytest.approx(float(dollars.replace(",", "")), rel=0.02)
+    turns = re.search(r"([\d,]+) turns", file.read_text())
+    assert turns is None or turns[1] == f"{found.turns:,}"

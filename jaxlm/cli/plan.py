@@ -55,6 +55,7 @@ def table(exp: Experiment, p: Plan) -> str:
     lines += [f"  {p.flops:.3e} operations an update, {p.flops / p.tokens:.3e} a token"]
     lines += [f"  {kind:14}{n / 2**30:8.3f} GiB a chip and update" for kind, n in sorted(p.moved.items())]
     lines += [f"  {name:12}{s * 1e3:10.2f} ms" for name, s in p.seconds.items()]
+    lines += [f"  {p.turns:,} turns of loops, one after the other"]
     lines += [
         f"  at best     {p.step_seconds * 1e3:10.2f} ms an update, {p.tokens / p.step_seconds:,.0f} tokens a second, "
         f"{100 * p.utilisation:.0f} % of the products",

@@ -1,5 +1,6 @@
 """What a compiled program says of itself: bytes on a chip by kind, and bytes of its collectives, loops counted."""
 
+import math
 import re
 from collections import Counter
 from typing import Any
@@ -8,10 +9,18 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "c64": 8, "c128": 16}
 SHAPE = re.compile(r"\b(pred|bf16|f16|f32|f64|s4|u4|[su]8|[su]16|[su]32|[su]64|c64|c128|f8\w+)\[([\d,]*)\]")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-LINE = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CONDITION = re.compile(r"condition=%?([\w.-]+)")
+LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+CHANNEL = re.compile(r"channel_id=(\d+)")
+GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]<=|\{\{([\d,]+)\}|mesh\[([^]]*)\] \{([^}]*)\})")
+AXIS = re.compile(r"'([^']*)'(?:=|:\(\d+\))?(\d*)")
+DEVICES = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
+
+Sent = Counter[tuple[str, str]]  # bytes by a collective's kind and channel
 
 
 def bytes_of(program: Any) -> dict[str, int]:
@@ -26,9 +35,9 @@ def bytes_of(program: Any) -> dict[str, int]:
 
 
 def collectives(text: str) -> dict[str, int]:
-    """Bytes of what every kind of collective gives on a chip, in one run of an HLO text: a loop counts its trips.
+    """Bytes that a chip sends by every kind of collective in one run of an HLO text: a loop counts its trips.
 
-    A loop whose trips the text does not know counts once.
+    Rings are assumed, as in `traffic.between_devices`. A loop whose trips the text does not tell counts once.
     """
     bodies: dict[str, list[str]] = {}
     entry, own = "", []
@@ -39,46 +48,85 @@ def collectives(text: str) -> dict[str, int]:
             entry = head[2] if head[1] else entry
         else:
             own.append(line)
-    known: dict[str, Counter[str]] = {}
+    devices = max((int(n) for n in DEVICES.findall(text[: text.find("\n")])), default=1)
+    known: dict[str, Sent] = {}
 
-    def total(name: str) -> Counter[str]:
-        if name not in known:
-            known[name] = Counter()  # a computation does not call itself
-            known[name] = sum((of_line(line) for line in bodies.get(name, ())), Counter())
-        return known[name]
+    def total(names: list[str]) -> Sent:
+        out: Sent = Counter()
+        for name in names:
+            if name not in known:
+                known[name] = Counter()  # a computation does not call itself
+                for line in bodies.get(name, ()):
+                    known[name] |= of_line(line)
+            out |= known[name]
+        return out
 
-    def of_line(line: str) -> Counter[str]:
+    def of_line(line: str) -> Sent:
         found = LINE.match(line)
         if not found:
             return Counter()
-        shape, kind, rest = found.groups()
+        name, shape, kind, rest = found.groups()
         plain = kind.removesuffix("-start")
-        if plain in COLLECTIVES:
-            return Counter({plain: largest(shape) if plain != kind else whole(shape)})
+        if plain in COLLECTIVES:  # one that is drawn through other operations stands in each of its pieces
+            channel = CHANNEL.search(rest)
+            return Counter({(plain, channel[1] if channel else name): sent(kind, whole(shape), group(rest, devices))})
         if kind.endswith("-done") or kind.endswith("-update"):
             return Counter()
-        times = int((TRIPS.search(rest) or (0, 1))[1]) if kind == "while" else 1
-        names = CALLED.findall(rest) + [n.strip(" %") for b in BRANCHES.findall(rest) for n in b.split(",")]
-        return Counter({k: times * n for k, n in sum(map(total, names), Counter()).items()})
+        called = CALLED.findall(rest) + [n.strip(" %") for b in BRANCHES.findall(rest) for n in b.split(",")]
+        times = trips(rest, bodies) if kind == "while" else 1
+        return Counter({key: times * n for key, n in total(called).items()})
 
-    return dict(total(entry))
+    out: Counter[str] = Counter()
+    for (kind, _), n in total([entry]).items():
+        out[kind] += n
+    return dict(out)
 
 
-def sizes(shape: str) -> list[int]:
-    """Bytes of each array of a shape's text."""
-    out = []
+def trips(rest: str, bodies: dict[str, list[str]]) -> int:
+    """How often a while loop turns: the compiler's word, or else the number that its counter is compared with."""
+    known, condition = TRIPS.search(rest), CONDITION.search(rest)
+    if known or not condition:
+        return int(known[1]) if known else 1
+    return max((int(n) for n in LIMIT.findall("\n".join(bodies.get(condition[1], ())))), default=1)
+
+
+def group(rest: str, devices: int) -> int:
+    """How many devices a collective joins; all of them where it names none."""
+    found = GROUPS.search(rest)
+    if not found:
+        return devices
+    size, listed, mesh, axes = found.groups()
+    if mesh is not None:  # axes of a mesh, or parts of them: 'a' or 'a':(1)2
+        sizes = {axis: int(n) for axis, n in AXIS.findall(mesh)}
+        return math.prod(int(n or sizes[axis]) for axis, n in AXIS.findall(axes))
+    return int(size) if size else listed.count(",") + 1
+
+
+def sent(kind: str, given: int, n: int) -> int:
+    """Bytes that each of n devices in a ring sends, where the operation gives so many bytes.
+
+    A gather or permutation that is only started gives its operand too.
+    """
+    match kind:
+        case "all-gather-start":
+            return given * (n - 1) // (n + 1)
+        case "collective-permute-start":
+            return given // 2
+        case "collective-permute":
+            return given
+        case "all-reduce" | "all-reduce-start":
+            return 2 * given * (n - 1) // n
+        case "reduce-scatter":  # what it gives is a part
+            return given * (n - 1)
+    return given * (n - 1) // n
+
+
+def whole(shape: str) -> int:
+    """Bytes of the arrays of a shape's text."""
+    total = 0
     for kind, dims in SHAPE.findall(shape):
         size = WIDTHS.get(kind) or max(1, int(re.sub(r"\D", "", kind)[:2] or 8) // 8)
         for d in filter(None, dims.split(",")):
             size *= int(d)
-        out.append(size)
-    return out
-
-
-def whole(shape: str) -> int:
-    return sum(sizes(shape))
-
-
-def largest(shape: str) -> int:
-    """Of what a started collective gives, operands and results side by side, the larger half."""
-    return max(sizes(shape), default=0)
+        total += size
+    return total

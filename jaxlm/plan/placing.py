@@ -90,6 +90,8 @@ def forward(p: Placed, i: int, op: Operation) -> None:
         for value in op.ins if same(name) else first:
             for out in op.outs:
                 p.give(out, carried(name, params, splits[value], shapes[value], shapes[out]))
+        if name == "gather":
+            p.give(op.outs[0], looked_up(params, splits[op.ins[1]], len(shapes[op.outs[0]])))
 
 
 def same(name: str) -> bool:
@@ -138,6 +140,15 @@ def crossing(split: Split, spec: Any, outward: bool) -> list[tuple[str, ...]]:
     if outward:
         return [cut + axes for cut, axes in zip(own, split, strict=True)]
     return [tuple(a for a in axes if a not in cut) for cut, axes in zip(own, split, strict=True)]
+
+
+def looked_up(params: dict, split: Split, rank: int) -> list[tuple[str, ...]]:
+    """Splits of a gather's indices, moved to where their axes are in its result."""
+    new: list[tuple[str, ...]] = [()] * rank
+    rows = [a for a in range(rank) if a not in params["dimension_numbers"].offset_dims]
+    for at, s in zip(rows, split, strict=False):
+        new[at] = s
+    return new
 
 
 def reshaped(split: Split, shape: tuple, out: tuple) -> list[tuple[str, ...]]:

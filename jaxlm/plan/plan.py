@@ -13,7 +13,7 @@ from jaxlm.plan.chips import Chip
 from jaxlm.plan.graph import graph_of
 from jaxlm.plan.memory import peak
 from jaxlm.plan.placing import Placed, Split, place
-from jaxlm.plan.traffic import between_devices, to_memory
+from jaxlm.plan.traffic import between_devices, to_memory, turns
 from jaxlm.sharding import MESH_AXES, mesh_sizes
 from jaxlm.train.experiment import Experiment
 from jaxlm.train.step import abstract_batch, first_state, train_step
@@ -31,6 +31,7 @@ class Plan:
     flops        of an update, over all devices, with what remat computes again
     traffic      bytes between a chip and its memory
     moved        bytes that a chip sends to others, by kind
+    turns        trips of innermost loops, one after the other; what it costs to begin each is in no bound
     chip         for seconds
     """
 
@@ -44,6 +45,7 @@ class Plan:
     flops: int
     traffic: int
     moved: dict[str, int]
+    turns: int
     chip: Chip
 
     @property
@@ -102,6 +104,7 @@ def plan(exp: Experiment, chip: Chip) -> Plan:
         flops=count_flops(jaxpr.jaxpr),
         traffic=to_memory(placed),
         moved=dict(between_devices(placed)),
+        turns=turns(graph),
         chip=chip,
     )
 

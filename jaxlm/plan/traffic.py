@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from jaxlm.plan.graph import Operation
+from jaxlm.plan.graph import Graph, Operation
 from jaxlm.plan.manual import sent
 from jaxlm.plan.memory import Written
 from jaxlm.plan.placing import Placed, exchanged
@@ -45,6 +45,15 @@ def between_devices(p: Placed) -> Counter[str]:
             total += summed(p, op.outs[0], gone)
         else:
             total += sent(p, op)
+    return total
+
+
+def turns(graph: Graph) -> int:
+    """Trips of a graph's innermost loops, one after the other."""
+    total = 0
+    for op in graph.operations:
+        inner = max(map(turns, op.bodies), default=0)
+        total += op.params["length"] * max(1, inner) if op.name == "scan" else inner
     return total
 
 
