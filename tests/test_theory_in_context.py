@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jaxlm.analysis import boolean, switching
+from jaxlm.analysis.context_counts import back_off, followed
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.tasks.boolean import COPY, BooleanFunctions
+from jaxlm.theory.abstract_symbols import pairs
 
 EVERY = np.array(list(itertools.product((0, 1), repeat=8)), np.int32)
 
@@ -134,3 +136,33 @@ class TestBoolean:
     def test_errors(self):
         with pytest.raises(ConfigError, match="family = 'xor': expected one of conjunction"):
             BooleanFunctions("xor")
+
+
+class TestContextCounts:
+    tokens = np.random.default_rng(5).integers(0, 3, 30)
+
+    @pytest.mark.parametrize("order", [0, 1, 2, 3])
+    def test_counts_are_of_what_followed(self, order):
+        x, found = self.tokens, followed(self.tokens, order, 3)
+        for i in range(len(x)):
+            want = np.zeros(3)
+            for j in range(order, i + (order == 0)):
+                if i + 1 >= order and all(x[j - 1 - r] == x[i - r] for r in range(order)):
+                    want[x[j]] += 1
+            np.testing.assert_array_equal(found[i], want)
+
+    def test_back_off_takes_the_longest_context_that_was_met(self):
+        law = back_off(self.tokens, 3, 3)
+        np.testing.assert_allclose(law.sum(1), 1, atol=1e-12)
+        counts = [followed(self.tokens, n, 3) for n in range(4)]
+        for i, row in enumerate(law):
+            longest = max(n for n in range(4) if counts[n][i].any())
+            np.testing.assert_allclose(row, counts[longest][i] / counts[longest][i].sum(), atol=1e-12)
+        assert (back_off(self.tokens, 2, 3, without=1)[:, 1] == 0).all()
+
+
+def test_half_of_the_pairs_are_the_same():
+    tokens, y = map(np.asarray, jax.jit(pairs, static_argnums=(1, 4))(jax.random.key(0), 512, 10, jnp.int32(5), 99))
+    assert set(tokens[:, :2].ravel()) == set(range(10, 15)) and (tokens[:, 2] == 99).all()
+    np.testing.assert_array_equal(y, np.where(tokens[:, 0] == tokens[:, 1], 1, -1))
+    assert abs(y.mean()) < 0.15

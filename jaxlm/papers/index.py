@@ -97,6 +97,13 @@ ROWS = (
         ("camelot",),
     ),
     Row(
+        53,
+        "Transformers need glasses! Information over-squashing in Language Tasks (Barbero et al. 2024)",
+        ("jaxlm.theory.glasses",),
+        "n and n + 1 copies approach as 1/n^2; bfloat16 does not tell them apart, nor a counter that runs in it",
+        ("glasses",),
+    ),
+    Row(
         59,
         "When Linear Attention Meets Autoregressive Decoding (You et al. 2024)",
         ("jaxlm.mixers.conv_linear_attention.ConvLinearAttention", "jaxlm.speculate"),
@@ -108,6 +115,27 @@ ROWS = (
         ("jaxlm.memory.memn2n.MemN2N", "jaxlm.memory.memn2n_lm.MemN2NLM"),
         "the model in numpy; 20 bAbI tasks; Penn Treebank",
         ("babi", "babi-joint", "babi-10k", "memn2n-ptb"),
+    ),
+    Row(
+        68,
+        "In-Context Language Learning: Architectures and Algorithms (Akyürek et al. 2024)",
+        ("jaxlm.tasks.in_context", "jaxlm.mixers.ngram_head.NGramHead", "jaxlm.analysis.context_counts"),
+        "an n-gram head gives the context's counts to 1e-6; exact n-grams; heads in a gated linear RNN",
+        ("icl-languages",),
+    ),
+    Row(
+        78,
+        "When can transformers reason with abstract symbols? (Boix-Adsera et al. 2024)",
+        ("jaxlm.mixers.identity_attention.IdentityAttention",),
+        "the formula in numpy, cut and packed; an MLP stays at chance; unseen symbols with and without the two numbers",
+        ("abstract-symbols",),
+    ),
+    Row(
+        83,
+        "Quadratic models for understanding neural network dynamics (Zhu et al. 2022)",
+        ("jaxlm.theory.catapult", "jaxlm.analysis.taylor"),
+        "Taylor models and kernels by hand; the table of outcomes by step size; loss and curvature from two numbers",
+        ("catapult",),
     ),
     Row(
         89,
@@ -129,6 +157,13 @@ ROWS = (
         ("jaxlm.memory.m_plus.MPlus",),
         "every dropped slot is in the store; the best, by age, in front; facts known at ten times the pool's distance",
         ("memoryllm",),
+    ),
+    Row(
+        98,
+        "Robustly Learning a Single Neuron via Sharpness (Wang et al. 2023)",
+        ("jaxlm.theory.single_neuron",),
+        "the closed form by samples; error within 1.3 of the best neuron; sharpness along the way",
+        ("single-neuron",),
     ),
     Row(
         100,
@@ -238,6 +273,13 @@ ROWS = (
         ("universal-attention",),
     ),
     Row(
+        157,
+        "Early Neuron Alignment in Two-layer ReLU Networks with Small Initialization (Min et al. 2024)",
+        ("jaxlm.theory.neuron_alignment",),
+        "alignment before growth, within its bound; the late loss is 1/(t ln 1/L); stable rank at most 2",
+        ("neuron-alignment",),
+    ),
+    Row(
         173,
         "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem (McIlroy-Young et al. 2024)",
         ("jaxlm.models.sets.set_prompt", "jaxlm.layers.position.Sets"),
@@ -292,5 +334,12 @@ ROWS = (
         ("jaxlm.memory.mlp_memory",),
         "the stack and its loss in numpy; nearer to the kNN votes than the base, and nearly as good as they",
         ("knn-lm",),
+    ),
+    Row(
+        229,
+        "Unfamiliar Finetuning Examples Control How Language Models Hallucinate (Kang et al. 2024)",
+        ("jaxlm.theory.unfamiliar_examples",),
+        "synthetic facts: the rarer an entity, the nearer the answer is to the labels of unfamiliar examples",
+        ("unfamiliar-examples",),
     ),
 )

@@ -155,18 +155,10 @@ def train(s: Settings, lab: Lab) -> tuple[dict[str, Prompt], dict[str, np.ndarra
         return {"right": jnp.mean(right(params, prompts(key, ands, s.batch * 4, s.points)), axis=0)}
 
     keys, kinds = jax.random.split(lab.key, s.seeds + 1), jnp.arange(s.seeds + 1) == s.seeds
-    tx, every = clipped(optax.adam(trapezoid(s.rate, s.steps, warmup=100))), s.steps // s.looks
-    found = fit(
-        keys,
-        lambda key, parity: init(model, key),
-        loss,
-        tx,
-        steps=s.steps,
-        every=every,
-        watch=watch,
-        tell=lab.tell,
-        each=kinds,
-    )
+    keep = None if lab.folder is None else lab.folder / "progress.npz"
+    tx = clipped(optax.adam(trapezoid(s.rate, s.steps, warmup=100)))
+    how = {"steps": s.steps, "every": s.steps // s.looks, "watch": watch, "tell": lab.tell, "keep": keep}
+    found = fit(keys, lambda key, parity: init(model, key), loss, tx, each=kinds, **how)
     judge = jax.jit(lambda params, p: jax.lax.map(lambda params: right(params, p), params))
     plain, taught, parity = (np.asarray(judge(found.params, p)) for p in (*tests.values(), parities))
     ends = {"plain": plain, "taught": taught, "parity": parity.mean(1)}

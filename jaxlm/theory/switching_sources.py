@@ -73,7 +73,7 @@ class Settings:
     depth: int = 2
     length: int = 64
     batch: int = 32
-    steps: int = 400
+    steps: int = 300
     rate: float = 5e-3
     seeds: int = 3
     looks: int = 10
@@ -136,8 +136,9 @@ def learn(mixer: str, s: Settings, bits: Array, lab: Lab) -> tuple[np.ndarray, n
         return jnp.mean(paid(model, params, bits)) + jnp.mean(lin(bits)[:, -1]) / s.length  # 0 at its least
 
     tx, keys = clipped(optax.adam(trapezoid(s.rate, s.steps))), jax.random.split(lab.key, s.seeds)
-    every = s.steps // s.looks
-    found = fit(keys, partial(init, model), loss, tx, steps=s.steps, every=every, tell=lab.tell)
+    keep = None if lab.folder is None else lab.folder / "progress.npz"
+    how = {"steps": s.steps, "every": s.steps // s.looks, "tell": lab.tell, "keep": keep}
+    found = fit(keys, partial(init, model), loss, tx, **how)
     test = jax.jit(partial(jax.lax.map, lambda p: jnp.cumsum(paid(model, p, bits), axis=1)))
     return found.watched["loss"] * s.length, np.asarray(test(found.params))
 
