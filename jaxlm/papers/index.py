@@ -258,6 +258,7 @@ ROWS = (
         "On the Benefits of Biophysical Synapses (Lemmel & Grosu 2023)",
         ("jaxlm.mixers.ltc.LTC",),
         "the slope is A(x) x + b(x) in float64; the fused solver in numpy; potentials stay among the reversals",
+        ("ltc-fhn",),
     ),
     Row(
         142,
