@@ -58,7 +58,11 @@ def judged(guard: Guard, step: Array, loss: Array, norm: Array, spike: float) ->
 
 
 def chosen(good: Array, new: Tree, old: Tree) -> Tree:
-    """The new values after a good update, the old ones after another: bit for bit."""
+    """The new values after a good update, the old ones after another: bit for bit.
+
+    Like any operation it may change how XLA fuses those before it: the last bit of an optimised program can round
+    otherwise than without it (seen on CPUs with Muon, not with AdamW).
+    """
     return jax.tree.map(partial(jax.lax.select, good), new, old)
 
 
