@@ -158,7 +158,7 @@ show(continuous_time, continuous_time.BUDGETS["smoke"] if SMOKE else shrink)
 #
 # Four heads gather $x_1, \dots, x_4$ at the last place, by the scores of the first experiment. The MLP then gives
 # $\sum_{i \le f} c_i\, \mathrm{ReLU}(w_i^\top x + b_i)$ with random $w_i, b_i$; only $c$ is solved for. The largest
-# error over the cube falls with the width $f$ (Barron's bound for the best units: $f^{-1/2}$).
+# error over the cube falls with the width $f$ (the rate of the best units: $f^{-7/8}$).
 
 # %%
 wider = universal_attention.Settings(widths=(16, 32, 64, 128, 256, 512), points=3000, random=1599)

@@ -30,6 +30,7 @@ NEEDS = ()
 HEADLINE = "largest error at the largest width, worst seed"
 LENGTH = 4
 BETA = 25.0  # of the heads: what they leak, 2 exp(-β), is far below every error here
+RATE = -1 / 2 - 3 / (2 * LENGTH)  # of ReLU units chosen at their best, in mean square
 WIDTH = slot(1, LENGTH) + 1  # the number, (t, t², 1), four slots, the answer
 
 
@@ -152,7 +153,8 @@ def draw(figure, series) -> None:
         axes.loglog(widths, error, "o-", color=f"C{n}", label="largest error, one line a seed" if n == 0 else None)
     a, b = series["law"]
     axes.loglog(widths, a * widths**b, "k:", label=f"fit, width$^{{{b:.2f}}}$")
-    axes.loglog(widths, series["error"][0][0] * (widths / widths[0]) ** -0.5, "k--", label="width$^{-1/2}$ (Barron)")
+    guide = np.mean(series["error"], axis=0)[0] * (widths / widths[0]) ** RATE
+    axes.loglog(widths, guide, "k--", label=f"width$^{{{RATE:.2f}}}$, the best units (Siegel & Xu 2022)")
     axes.axhline(0.01, color="0.6", linewidth=1)
     axes.set(xlabel="hidden units of the MLP", ylabel="largest error", title="A continuous map of four tokens")
     axes.legend(frameon=False)
