@@ -46,7 +46,8 @@ ROWS = (
         19,
         "Learning Longer Memory in Recurrent Neural Networks (Mikolov et al. 2014)",
         ("jaxlm.mixers.scrn.SCRN",),
-        "both forms in numpy; the context is the exponential average in float64; without it, the plain RNN",
+        "both forms in numpy; the context is the exponential average in float64; Penn Treebank beside a plain RNN",
+        ("longer-memory",),
     ),
     Row(
         23,
@@ -74,6 +75,13 @@ ROWS = (
         ("jaxlm.analysis.implicit_update",),
         "a context is a rank-one change of a block's MLP for every prefix, by six mixers in float64; its steps shrink",
         ("implicit-update",),
+    ),
+    Row(
+        42,
+        "Scaling Laws for Linear Complexity Language Models (Shen et al. 2024)",
+        ("jaxlm.mixers.cosformer.CosFormer", "jaxlm.mixers.tnl.TNL", "jaxlm.analysis.power_law"),
+        "the recurrences in numpy; fits of known laws with their errors; loss by size beside softmax attention's",
+        ("linear-scaling",),
     ),
     Row(
         44,
