@@ -143,7 +143,8 @@ plt.show()
 # $$\alpha_{ij} = \frac{\delta_j \exp(q_i^\top R(p_j - p_i)\, k_j)}
 # {\sum_l \delta_l \exp(q_i^\top R(p_l - p_i)\, k_l)},$$
 # so that a duration of $k$ is exactly $k$ copies at one place, and durations of 1 are the ordinary model. A model that
-# counts letters, and that never saw a share of one, is asked about letters that shrink: does it say share times $n$?
+# counts $n$ among $N$ letters, and that never saw a part of one, is asked about letters that last for a share $s$. An
+# average over time can tell $N s n / (s n + N - n)$: does it say that?
 
 # %%
 shrink = continuous_time.Settings(steps=800, seeds=1, shares=46)

@@ -77,6 +77,13 @@ ROWS = (
         ("implicit-update",),
     ),
     Row(
+        41,
+        "Large Language Models are Locally Linear Mappings (Golden 2025)",
+        ("jaxlm.analysis.detached",),
+        "with gates, attention weights and norms held, J x is the output to rounding; five directions hold nine tenths",
+        ("detached-jacobian",),
+    ),
+    Row(
         42,
         "Scaling Laws for Linear Complexity Language Models (Shen et al. 2024)",
         ("jaxlm.mixers.cosformer.CosFormer", "jaxlm.mixers.tnl.TNL", "jaxlm.analysis.power_law"),

@@ -2,7 +2,8 @@
 
 Exact: a token of duration k is k copies of it at one place, through a whole model; tokens of duration 1 are the
 ordinary model. Then models that were trained to count: after n times `a` among other letters, a mark asks for n. Never
-having seen a fraction of a letter, they are asked while each `a` lasts for a share of its time.
+having seen a fraction of a letter, they are asked while each `a` lasts for a share s of its time. Attention is an
+average: what it can tell of N letters is the share of time that is `a`, and N s n / (s n + N - n) is that count.
 """
 
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ def exact(s: Settings, model: LM, params: Params, key: Array) -> tuple[float, fl
 def sweep(s: Settings, model: LM, params: Params, key: Array) -> Tree:
     """Answers while the letters shrink, for every count, mean over the seeds.
 
-    ->   shares (m,); answer (seeds, most, m), expected; jump (), largest change of a probability
+    ->   shares (m,); answer (seeds, most, m), expected; time (most, m), what the share of time says
+         probs (most + 1, m), first seed, all letters but one; jump (), largest change of a probability
     """
     shares = np.linspace(0.1, 1.0, s.shares)
     counts = np.arange(1, s.most + 1)
@@ -138,7 +140,9 @@ def sweep(s: Settings, model: LM, params: Params, key: Array) -> Tree:
     probs = jax.vmap(partial(answers, time.continuous(model)), (0, None, None))(params, tokens, jnp.asarray(lasts))
     probs = np.asarray(probs, float).reshape(s.seeds, s.most, s.shares, -1)
     jump = np.abs(np.diff(probs, axis=2)).max()
-    return {"shares": shares, "answer": probs @ np.arange(s.most + 1), "probs": probs[0, -1].T, "jump": jump}
+    share = counts[:, None] * shares / (counts[:, None] * shares + s.most - counts[:, None])
+    answer = {"answer": probs @ np.arange(s.most + 1), "time": s.most * share}
+    return {"shares": shares, **answer, "probs": probs[0, -2].T, "jump": jump}
 
 
 def run(s: Settings, lab: Lab) -> Result:
@@ -151,14 +155,17 @@ def run(s: Settings, lab: Lab) -> Result:
         copied, unit = exact(s, model, first, key)
     answer, shares = found["answer"], found["shares"]
     whole, half = answer[..., -1], answer[..., np.argmin(abs(shares - 0.5))]
-    want = np.arange(1, s.most + 1)[None, :, None] * shares[None, None]
+    some, off = (half / whole)[:, 1:-1], np.abs(answer - found["time"][None])
+    missed = np.abs(whole - np.arange(1, s.most + 1)).max()
     claims = (
         Claim(HEADLINE, copied, high=1e-10),
         Claim("tokens of duration 1 and the ordinary model: farthest logit", unit, high=1e-10),
-        Claim("expected count, all letters whole: farthest from n", np.abs(whole - want[..., -1]).max(), high=0.5),
-        Claim("expected count, letters of half their time, over that of whole ones", (half / whole)[:, 1:].mean()),
-        Claim("the same, largest", (half / whole)[:, 1:].max(), high=0.999),
-        Claim("expected count, all shares: mean distance from share times n", np.abs(answer - want).mean()),
+        Claim(
+            "expected count, whole letters: farthest from n", np.abs(whole - np.arange(1, s.most + 1)).max(), high=0.5
+        ),
+        Claim("expected count of halved letters among others, over that of whole ones: mean", some.mean()),
+        Claim("the same, largest", some.max(), high=0.999),
+        Claim("expected count, all shares: mean distance from the share of time", off.mean()),
         Claim("largest change of a probability in a step of 1 %", found["jump"]),
     )
     return Result(claims, found)
@@ -171,12 +178,17 @@ def draw(figure, series) -> None:
     most = answer.shape[1]
     for n in range(most):
         a.plot(shares, answer[:, n].T, color=f"C{n}", linewidth=1)
-        a.plot(shares, (n + 1) * shares, "--", color=f"C{n}", linewidth=1)
+        a.plot(shares, series["time"][n], "--", color=f"C{n}", linewidth=1)
     a.plot([], [], "k-", label="the models' expected count")
-    a.plot([], [], "k--", label="share times n")
+    a.plot([], [], "k--", label="by the share of time")
     a.set(xlabel="duration of each letter", ylabel="count", title="Letters that shrink, for n = 1, 2, ...")
-    a.legend(frameon=False)
+    a.set_ylim(0, 1.3 * most)
+    a.legend(frameon=False, loc="upper left")
     for count, p in enumerate(series["probs"]):
         b.plot(shares, p, label=str(count))
-    b.set(xlabel="duration of each letter", ylabel="probability", title=f"Answers to {most} letters, first seed")
+    b.set(
+        xlabel="duration of each letter",
+        ylabel="probability",
+        title=f"Answers to {most - 1} letters and another, first seed",
+    )
     b.legend(frameon=False, fontsize="small", title="count")

@@ -27,7 +27,7 @@ from jaxlm.typing import Array, Params, Tree
 
 TITLE = "Large language models are locally linear mappings"
 QUESTION = "Is what a language model says at one input a linear map of its input embeddings, and of which rank?"
-ROWS = ()
+ROWS = (41,)
 NEEDS = (SHAKESPEARE,)
 HEADLINE = "trained: farthest of J x from the output, relative"
 FEW = 5  # directions that are to hold most of the output
