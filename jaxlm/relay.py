@@ -10,6 +10,7 @@ around a mixer, which sees its stretch and no mesh. What works on single tokens 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from jaxlm.mixers.base import Mixer, batch_axes
 from jaxlm.module import Module, map_specs
 from jaxlm.ops.cache import positions, upto
 from jaxlm.sharding import RULES, Rules, constrainer, resolve, ways
-from jaxlm.typing import Array, Params, State, Tree
+from jaxlm.typing import Array, Params, State, Tree, wide
 
 __all__ = ["Gathered", "Relay", "idle", "spread"]
 
@@ -115,12 +116,14 @@ class Spread(Mixer):
     def over(self, stretch: Callable, params: Params, x: Array, state: State, starts: Array | None, key: Array | None):
         """Run `stretch(params, x, state, starts, key) -> (y, state)` on every device's own part of x and starts.
 
-        The last state is that of the last device.
+        The last state is that of the last device. Gradients of what all devices read are summed in at least float32.
         """
         constrain = constrainer(self.mesh, self.rules)
         x = constrain(x, ("batch", "time", None))  # raises where time does not divide
+        dtypes = jax.tree.map(lambda a: a.dtype, (params, state))
 
-        def own(params, x, state, starts, key):
+        def own(shared, x, starts, key):
+            params, state = jax.tree.map(lambda a, dtype: a.astype(dtype), shared, dtypes)
             y, after = stretch(params, x, state, starts, key)
             return y, jax.tree.map(lambda a: a[None], after)
 
@@ -128,11 +131,11 @@ class Spread(Mixer):
         y, after = jax.shard_map(
             own,
             mesh=self.mesh,
-            in_specs=(whole, time, whole, time, whole),
+            in_specs=(whole, time, time, whole),
             out_specs=(time, last),
             axis_names=set(self.axes),
             check_vma=False,  # a mixer's own loops begin from constants, which are the same on every device
-        )(params, x, state, starts, key)
+        )(jax.tree.map(widened, (params, state)), x, starts, key)
         return constrain(y, ("batch", "time", None)), jax.tree.map(lambda a: a[-1], after)
 
 
@@ -181,6 +184,24 @@ class Relay(Spread):
         _, (y, after) = jax.lax.scan(tick, first, jnp.arange(n - 1 + m, dtype=jnp.int32))
         y = out_of_groups(jax.lax.dynamic_slice_in_dim(y, c, m), 0)
         return y, out_of_groups(jax.tree.map(lambda a: a[n - 1 :], after), axes)
+
+
+def widened(a: Array) -> Array:
+    return wide(a) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(a: Array, axis: Any) -> Array:
+    """What all devices along a mesh axis hold, joined along time.   (b, t, ...); gradients are summed wide"""
+    return jax.lax.all_gather(a, axis, axis=1, tiled=True)
+
+
+def scatter(axis: Any, like: Array, g: Array) -> tuple[Array]:
+    g = jax.lax.psum_scatter(widened(g), axis, scatter_dimension=1, tiled=True)
+    return (g.astype(like.dtype),)
+
+
+gather.defvjp(lambda a, axis: (gather(a, axis), jnp.zeros((), a.dtype)), scatter)
 
 
 def idle(devices: int, groups: int) -> float:
@@ -236,13 +257,13 @@ class Gathered(Spread):
 
         @jax.checkpoint
         def run(params, x, state, starts):
-            gather = lambda a: jax.lax.all_gather(a, self.axis, axis=1, tiled=True)  # noqa: E731
             own, n = x.shape[1], self.stretches
             first = jax.lax.axis_index(self.axis) * own
-            every = None if starts is None else gather(starts)
+            every = None if starts is None else jax.lax.all_gather(starts, self.axis, axis=1, tiled=True)
             place = positions(every, state["length"], n * own)
             number = jax.lax.dynamic_slice_in_dim(place, first, own, 1)
-            k, v = (gather(a) for a in self.mixer.remembered(params, x, starts, number))
+            join: Any = lambda a: gather(a, self.axis)  # noqa: E731
+            k, v = map(join, self.mixer.remembered(params, x, starts, number))
             return self.mixer.apply(params, x, upto(state, k, v, every, place, first), starts, key)
 
         return run(params, x, state, starts)

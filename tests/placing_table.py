@@ -1,4 +1,4 @@
-"""Law 4 over a set of meshes: python tests/placing_table.py [--only GLA LEM] [--json examples/results/placing.json]
+"""Law 4 over a set of meshes: python tests/placing_table.py --json examples/results/placing.json [--missing]
 
 Every mixer, a hybrid, a mixture of experts and a language model on 8 simulated devices: outputs, last state and all
 gradients against one device. A row is printed as it is done; `-` stands where sizes of the subject do not divide the
@@ -61,26 +61,38 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS), metavar="NAME")
     parser.add_argument("--meshes", nargs="+", default=[*MESHES, *EXPERTS], metavar="MESH")
     parser.add_argument("--json", type=Path, help="written after each row; what it holds of other cells stays")
+    parser.add_argument("--missing", action="store_true", help="run the cells only that the file does not hold")
     args = parser.parse_args()
     limit, meshes = TOLERANCE["float32"], args.meshes
     print("  ".join([f"{'':24}", *(m.replace(",", " ") for m in meshes)]))
     found = []
     for name in args.only:
+        known = held(args.json).get(name, {}) if args.missing else {}
+        todo = [m for m in meshes if (name == "MoE" or "expert" not in m) and m not in known]
+        if not todo:
+            continue
         jax.clear_caches()  # each program maps memory
-        own = row(SUBJECTS[name], [m for m in meshes if name == "MoE" or "expert" not in m])
+        own = row(SUBJECTS[name], todo)
         cells = [own.get(m, "") for m in meshes]
         texts = ["-" if c is None else c if c == "" else f"{c:.1e}{'' if c <= limit else ' !'}" for c in cells]
         print("  ".join([f"{name:24}", *(f"{c:>{len(m)}}" for c, m in zip(texts, meshes, strict=True))]), flush=True)
         found += [(e, name, m) for m, e in own.items() if e is not None]
         if args.json:
             keep(args.json, name, own)
+    if not found:
+        return 0
     print(f"{len(found)} placed; the largest error is {max(found)[0]:.1e}: {max(found)[1]} on {max(found)[2]}")
     return int(any(not e <= limit for e, _, _ in found))
 
 
+def held(file: Path | None) -> dict[str, dict[str, float | None]]:
+    """The rows of the file."""
+    return json.loads(file.read_text())["errors"] if file and file.exists() else {}
+
+
 def keep(file: Path, name: str, own: dict[str, float | None]) -> None:
     """Put cells of a row into the file."""
-    old = json.loads(file.read_text())["errors"] if file.exists() else {}
+    old = held(file)
     own = {**old.get(name, {}), **own}
     errors = {n: own if n == name else old[n] for n in SUBJECTS if n == name or n in old}
     sizes = {"width": WIDTH, "batch": BATCH, "length": LENGTH, "devices": 8}

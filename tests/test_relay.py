@@ -18,7 +18,7 @@ from jaxlm.layers.mlp import SwiGLU
 from jaxlm.mixers import SRWM, Attention, make
 from jaxlm.mixers.tokenwise import Tokenwise
 from jaxlm.models import LM
-from jaxlm.module import init, is_spec
+from jaxlm.module import cast, init, is_spec
 from jaxlm.plan.graph import graph_of
 from jaxlm.plan.memory import peak
 from jaxlm.plan.placing import place
@@ -62,6 +62,18 @@ def test_a_token_that_is_no_number_spoils_its_document_over_all_stretches_and_no
     starts = jnp.zeros((2, t), bool).at[0, 13].set(True)
     y = jax.jit(lambda p, x: spread(mixer, mesh).apply(p, x, None, starts)[0])(init(mixer, jax.random.key(0)), x)
     np.testing.assert_array_equal(np.isnan(y).all(-1), np.pad(np.ones((1, 12), bool), ((0, 1), (1, 3))))
+
+
+def test_gradients_in_bfloat16_are_summed_wide():
+    """A sum over devices in bfloat16 would lose bits; XLA for CPU (jaxlib 0.10.2) even ends the process over one."""
+    mixer = Attention(WIDTH)
+    params = cast(mixer, init(mixer, jax.random.key(0)), jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(1), (2, 16, WIDTH), jnp.bfloat16)
+
+    def gradient(mixer):
+        return jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(mixer.apply(p, x)[0].astype(jnp.float32))), (0, 1)))
+
+    close(gradient(spread(mixer, make_mesh("context=4")))(params, x), gradient(mixer)(params, x), jnp.bfloat16)
 
 
 def test_what_stands_around_which_mixer():
