@@ -59,13 +59,13 @@ class Settings:
     group: int = 1000
     levels: int = 6
     mixer: str = "Attention"
-    width: int = 32
-    hidden: int = 64
+    width: int = 48
+    hidden: int = 96
     depth: int = 1
     batch: int = 128
-    steps: int = 1500
+    steps: int = 2000
     rate: float = 5e-3
-    tune_steps: int = 800
+    tune_steps: int = 1000
     tune_rate: float = 2e-3
     seeds: int = 3
 
