@@ -115,7 +115,7 @@ ROWS = (
         53,
         "Transformers need glasses! Information over-squashing in Language Tasks (Barbero et al. 2024)",
         ("jaxlm.theory.glasses",),
-        "n and n + 1 copies approach as 1/n^2; bfloat16 does not tell them apart, nor a counter that runs in it",
+        "n and n + 1 copies approach as 1/n^2, until averaging in bfloat16 tells hardly any pair apart",
         ("glasses",),
     ),
     Row(
