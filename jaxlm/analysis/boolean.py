@@ -23,8 +23,9 @@ def nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def least_squares(x: np.ndarray, y: np.ndarray, at: int) -> np.ndarray:
-    """At place `at` the sign of the smallest linear map, without bias, that fits the labels before best.   -> (b,)"""
-    w = np.linalg.pinv(x[:, :at].astype(float)) @ (2.0 * y[:, :at, None] - 1)
+    """At place `at` the sign of the smallest affine map that fits the labels before best.   -> (b,)"""
+    x = np.concatenate([x[:, : at + 1], np.ones((len(x), at + 1, 1))], axis=-1)
+    w = np.linalg.pinv(x[:, :at]) @ (2.0 * y[:, :at, None] - 1)
     return (np.einsum("bn,bn->b", x[:, at], w[..., 0]) > 0).astype(int)
 
 

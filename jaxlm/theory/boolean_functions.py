@@ -225,10 +225,13 @@ def draw(figure, series) -> None:
     left.plot(series["taught"], "C1o-", ms=3, label="after a teaching sequence")
     left.plot(series["parity"], "C3o-", ms=3, label="trained on parities")
     left.set(xlabel="examples", ylabel="accuracy", ylim=(0.4, 1.02), title="6 variables")
+    styles = {"nearest neighbour": ":", "elimination": "--", "least squares": "-"}
     for i, (family, found) in enumerate(series["table"].items()):
-        for name, style in (("nearest neighbour", "o:"), ("elimination", "o--"), ("least squares", "o-")):
-            if name in found:
-                right.plot(series["at"], found[name], f"C{i}{style}", ms=3, label=f"{family}, {name}")
+        for name in styles.keys() & found.keys():
+            right.plot(series["at"], found[name], f"C{i}{styles[name]}")
+        right.plot([], [], f"C{i}", label=family)
+    for name, style in styles.items():
+        right.plot([], [], f"k{style}", label=name)
     right.set(xlabel="examples", ylim=(0.4, 1.02), title="simple learners, 28 variables")
     left.legend(fontsize=7, frameon=False)
-    right.legend(fontsize=5, frameon=False)
+    right.legend(fontsize=6, frameon=False, ncols=2)
