@@ -228,11 +228,25 @@ ROWS = (
         ("regular-lrnn",),
     ),
     Row(
+        120,
+        "On the Universality of Linear Recurrences Followed by Nonlinear Projections (Orvieto et al. 2023)",
+        ("jaxlm.theory.window_universality",),
+        "the state in numpy; a linear map rebuilds the window or leaves exactly 1 - 2n / L; MLPs over their bound",
+        ("window-universality",),
+    ),
+    Row(
         123,
         "Memory Networks (Weston et al. 2015)",
         ("jaxlm.memory.memnn.MemNN", "jaxlm.data.world"),
         "scores and margin loss in numpy; the simulated world: two supporting facts solved, one far below",
         ("memnn-world",),
+    ),
+    Row(
+        124,
+        "How Do Transformers Learn Topic Structure: Towards a Mechanistic Understanding (Li et al. 2023)",
+        ("jaxlm.theory.topic_structure", "jaxlm.analysis.topics", "jaxlm.data.topics"),
+        "the best map of masked words in closed form, long documents and short; embeddings and attention find topics",
+        ("topic-structure",),
     ),
     Row(
         125,
@@ -357,5 +371,12 @@ ROWS = (
         ("jaxlm.theory.unfamiliar_examples",),
         "synthetic facts: the rarer an entity, the nearer the answer is to the labels of unfamiliar examples",
         ("unfamiliar-examples",),
+    ),
+    Row(
+        233,
+        "Recurrent Neural Networks Learn to Store and Generate Sequences using Non-Linear... (Csordás et al. 2024)",
+        ("jaxlm.theory.onion",),
+        "planted onions peel off exactly up to ratio 1/2; a small GRU edited layer by layer, or by linear swaps",
+        ("onion",),
     ),
 )

@@ -1,0 +1,102 @@
+"""What the experiments on recurrences rest on, exactly."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerance import close
+
+from jaxlm.layers.mlp import MLP
+from jaxlm.mixers.lru import LRU
+from jaxlm.module import init
+from jaxlm.theory import onion
+from jaxlm.theory import window_universality as window
+
+
+class TestWindow:
+    def test_states_are_powers_of_the_eigenvalues_and_rebuild_what_they_can(self, x64):
+        mixer, length = LRU(1, 4, 0.5, 0.9, 2 * math.pi), 6
+        params = jax.tree.map(lambda w: w.astype(jnp.float64), init(mixer, jax.random.key(0)))
+        v = np.asarray(window.states(mixer, params, jnp.eye(length)))
+        nu, theta, b = (np.asarray(params[k]) for k in ("nu", "theta", "B"))
+        rates = np.exp(-np.exp(nu) + 1j * np.exp(theta))
+        into = np.sqrt(1 - np.abs(rates) ** 2) * (b[0, 0] + 1j * b[0, 1])
+        want = into * rates ** np.arange(length - 1, -1, -1)[:, None]
+        np.testing.assert_allclose(v, np.stack([want.real, want.imag], axis=2).reshape(length, -1), atol=1e-10)
+        rng = np.random.default_rng(0)
+        even = window.white(rng, length)
+        np.testing.assert_allclose(even.T @ even / len(even), np.eye(length), atol=1e-10)
+        for n in (1, 2, 3, 4):
+            held = even @ v[:, : 2 * n]
+            readout = np.linalg.lstsq(held, even, rcond=None)[0]
+            assert abs(window.left(held, even, readout) - max(0, 1 - 2 * n / length)) < 1e-10
+
+    def test_the_least_error_of_some_directions(self, x64):
+        """By quadrature, exact for polynomials: E y^2 = 1, and what E[y | p x] leaves is at least the bound."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+        weights, rng = weights / weights.sum(), np.random.default_rng(1)
+        a, b = window.some_map(rng, 2, 0.6, 1.0)
+        sizes, turn = np.linalg.eigh(b)
+        top = np.argmax(np.abs(sizes))
+        for p in (turn[:, top], turn[:, 1 - top], *rng.normal(size=(5, 2))):
+            p = p / np.linalg.norm(p)
+            across = np.array([-p[1], p[0]])
+            x = nodes[:, None, None] * p + nodes[None, :, None] * across
+            y = np.asarray(window.volterra(jnp.asarray(a), jnp.asarray(b), jnp.asarray(x.reshape(-1, 2)))).reshape(8, 8)
+            best = y @ weights
+            left = weights @ (y - best[:, None]) ** 2 @ weights
+            assert abs(weights @ y**2 @ weights - 1) < 1e-10
+            assert abs(left - (1 - (a @ p) ** 2 - 2 * (p @ b @ p) ** 2)) < 1e-10
+            assert left > window.least(b, 1) - 1e-10
+        assert abs(window.least(b, 0) - 0.6) < 1e-10 and window.least(b, 2) == 0
+
+    def test_a_masked_network_is_the_narrow_one(self):
+        params, x = init(MLP(3, 6), jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 3))
+        narrow = {k: w[:, :2] if k == "up" else w[:2] if k in ("up_bias", "down") else w for k, w in params.items()}
+        mask = (jnp.arange(6) < 2).astype(jnp.float32)
+        close(window.guess(params, x, mask), MLP(3, 2).apply(narrow, x)[:, 0])
+
+
+class TestOnion:
+    @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.6])
+    def test_every_sequence_is_peeled_off_up_to_one_half(self, ratio):
+        tokens, table = np.array(list(itertools.product(range(3), repeat=6))), np.eye(3)
+        right = np.all(onion.peel(onion.plant(tokens, ratio, table), ratio, table, 6) == tokens, axis=1)
+        # At 0.6 the first layer is outweighed by those of one other token: 0.6 + 0.36 + ... > 1.
+        assert right.all() if ratio <= 0.5 else not right[tokens.tolist().index([0, 1, 1, 1, 1, 1])]
+
+    def test_linear_probes_read_the_first_place_alone(self):
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(4, size=(8000, 3))
+        found = onion.probe(onion.plant(tokens, 0.5, np.eye(4)), tokens, 4)
+        assert found[0] == 1 and np.abs(found[1:] - 0.25).max() < 0.04
+
+    def test_edits_by_hand(self, x64):
+        rng = np.random.default_rng(1)
+        weights = {k: jnp.asarray(rng.normal(size=7)) for k in ("gain", "decay", "slope", "shift")}
+        weights["table"], held = jnp.asarray(rng.normal(size=(5, 7))), jnp.asarray(rng.normal(size=(2, 7)))
+        w = {k: np.asarray(x) for k, x in weights.items()}
+        want = [w["gain"] / (1 + np.exp(-w["decay"])) ** j + w["slope"] * j + w["shift"] for j in range(3)]
+        place, old, new = (jnp.array(x, jnp.int32) for x in ([2, 0], [4, 1], [0, 3]))
+        got = onion.by_onion(weights, held, place, old, new, 3)
+        layers = np.stack([want[2] * (w["table"][0] - w["table"][4]), want[0] * (w["table"][3] - w["table"][1])])
+        np.testing.assert_allclose(got, np.asarray(held) + layers, atol=1e-10)
+        free, source = jnp.asarray(rng.normal(size=(7, 7))), jnp.asarray(rng.normal(size=(2, 7)))
+        turn = np.linalg.qr(np.asarray(free))[0]
+        moved = np.asarray(onion.by_swap(free, held, place, source, 3)) @ turn
+        for row, columns in ((0, slice(4, 6)), (1, slice(0, 2))):
+            mixed = (np.asarray(held) @ turn)[row]
+            mixed[columns] = (np.asarray(source) @ turn)[row, columns]
+            np.testing.assert_allclose(moved[row], mixed, atol=1e-10)
+
+    def test_repetition_goes_on_from_the_stored_state(self):
+        s = onion.Settings(vocab=3, length=2)
+        model, tokens = onion.model_of(s, 4), jnp.array([[2, 0], [1, 1]])
+        params = init(model, jax.random.key(0))
+        got = onion.recite(model, params, onion.store(model, params, tokens), tokens)
+        told = jnp.array([[2, 0, 3, 2], [1, 1, 3, 1]])
+        close(got, model.apply(params, jax.nn.one_hot(told, 4, dtype=jnp.float32))[0][:, 2:])
+        assert float(onion.whole(jax.nn.one_hot(tokens, 3), tokens.at[0, 1].set(1))) == 0.5
