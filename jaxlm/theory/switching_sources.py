@@ -139,8 +139,8 @@ def learn(mixer: str, s: Settings, bits: Array, lab: Lab) -> tuple[np.ndarray, n
     keep = None if lab.folder is None else lab.folder / "progress.npz"
     how = {"steps": s.steps, "every": s.steps // s.looks, "tell": lab.tell, "keep": keep}
     found = fit(keys, partial(init, model), loss, tx, **how)
-    test = jax.jit(partial(jax.lax.map, lambda p: jnp.cumsum(paid(model, p, bits), axis=1)))
-    return found.watched["loss"] * s.length, np.asarray(test(found.params))
+    judge = jax.jit(lambda params, bits: jax.lax.map(lambda p: jnp.cumsum(paid(model, p, bits), axis=1), params))
+    return found.watched["loss"] * s.length, np.asarray(judge(found.params, bits))
 
 
 def run(s: Settings, lab: Lab) -> Result:
