@@ -54,6 +54,60 @@ def others() -> list[str]:
     return lines
 
 
+def loaded(name: str) -> dict[str, Any] | None:
+    """A committed JSON, if it is there."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def faults() -> list[str]:
+    """The recovery table."""
+    found = loaded("faults")
+    if found is None:
+        return []
+    lines = ["## Faults, and what was recovered", "", "`python tests/faults.py --json examples/results/faults.json`"]
+    lines += ["", "| fault | where | times | recovered | updates made again | same bits at the end | s to a commit |"]
+    lines += ["|---|---|---:|---:|---:|---|---:|"]
+    for r in found["rows"]:
+        numbers = (str(r[k]) for k in ("times", "recovered", "lost"))
+        seconds = "" if r["seconds"] is None else f"{r['seconds']:.1f}"
+        lines.append(cells(r["fault"], r["where"], *numbers, MARKS[r["same"]], seconds))
+    return [*lines, ""]
+
+
+def placing() -> list[str]:
+    """The law of placing over meshes, and what a split along time saves."""
+    table, memory, lines = loaded("placing"), loaded("context"), []
+    if table is not None:
+        ran = [e for row in table["errors"].values() for e in row.values() if e is not None]
+        worst = max(ran)
+        name = next(n for n, row in table["errors"].items() if worst in row.values())
+        lines += ["## Placing", "", "`python tests/placing_table.py --json examples/results/placing.json`: "]
+        lines[-1] += (
+            f"values and gradients of {len(table['errors'])} mixers and models on 8 simulated devices, {len(ran)} "
+        )
+        lines[-1] += (
+            f"pairs with a mesh, {sum(e <= table['tolerance'] for e in ran)} within {table['tolerance']:g} of one "
+        )
+        lines += [f"device; the farthest is {name}, {worst:.1e}.", ""]
+    if memory is not None:
+        s = memory["sizes"]
+        lines += [f"Temporary MiB of one device, a training step, {s['length']} tokens, batch {s['batch']}, width "]
+        lines[-1] += (
+            f"{s['width']}, {s['depth']} blocks (`python tests/context_table.py --json examples/results/context.json`):"
+        )
+        lines += [
+            "",
+            "| devices along time | GLA, relay | idle share | Attention, keys gathered |",
+            "|---:|---:|---:|---:|",
+        ]
+        for n, gla in memory["steps"]["GLA"].items():
+            mib = [f"{row['temporary'] / 2**20:.0f}" for row in (gla, memory["steps"]["Attention"][n])]
+            lines.append(cells(n, mib[0], f"{gla['idle']:.2f}", mib[1]))
+        lines.append("")
+    return lines
+
+
 def _memax(part: dict[str, Any]) -> list[str]:
     lines = [
         "| mixer | tokens | ours | time, fastest | time, median | memory, MiB: theirs / ours | ratio | met | outputs |",
@@ -112,7 +166,8 @@ DECODING = ("Microseconds a token after a past of so many tokens, fastest turn; 
 def page() -> str:
     """examples/results/README.md."""
     found = records("papers")
-    return "\n".join([HEAD, table(found), *(section(name, record) for name, record in found.items()), *others()])
+    rest = [*others(), *placing(), *faults()]
+    return "\n".join([HEAD, table(found), *(section(name, record) for name, record in found.items()), *rest])
 
 
 def gallery() -> str:
