@@ -1,0 +1,109 @@
+"""What attention does in small worlds: topics, sinks."""
+
+from itertools import combinations, product
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.analysis.topics import best_attention, block_matrix, block_optimum, long_optimum, optimum
+from jaxlm.data.errors import DataError
+from jaxlm.data.topics import Masking, Topics, counts
+from jaxlm.theory import topic_structure
+
+
+def test_documents_hold_the_words_of_their_topics():
+    topics, rng = Topics(4, 3, 2), np.random.default_rng(0)
+    found = topics.documents(rng, 3000, 20)
+    assert all(len(set(topics.of[row])) <= 2 for row in found)
+    np.testing.assert_allclose(np.bincount(found.ravel(), minlength=12) / found.size, 1 / 12, atol=0.004)
+    pairs = {tuple(sorted(set(topics.of[row]))) for row in found}
+    assert pairs >= set(combinations(range(4), 2))
+    for field, value in (("topics", 0), ("words", 0), ("taken", 5)):
+        with pytest.raises(DataError, match=f"Topics.{field} = {value}"):
+            Topics(**{"topics": 4, "words": 3, "taken": 2, field: value})
+
+
+def test_masks_have_their_shares():
+    rng, masking = np.random.default_rng(0), Masking(0.5, 0.2, 0.3)
+    words = np.full((400, 500), 3)
+    shown, asked = masking.hide(rng, words, 5)
+    assert (shown[~asked] == 3).all()
+    told = np.bincount(shown[asked], minlength=6) / asked.sum()
+    np.testing.assert_allclose(asked.mean(), 0.5, atol=0.01)
+    np.testing.assert_allclose(told, [0.06, 0.06, 0.06, 0.26, 0.06, 0.5], atol=0.01)
+    np.testing.assert_array_equal(counts(np.array([[2, 0, 2]]), 4), [[1, 0, 2, 0]])
+    np.testing.assert_array_equal(counts(np.array([[2, 0, 2]]), 4, np.array([[True, True, False]])), [[1, 0, 1, 0]])
+    with pytest.raises(DataError, match="expected a share"):
+        Masking(share=1.5)
+    with pytest.raises(DataError, match="expected at most"):
+        Masking(kept=0.6, random=0.6)
+
+
+def test_blocks_of_long_documents():
+    topics, masking = Topics(10, 10, 4), Masking()
+    a, b, c = block_optimum(topics, masking)
+    np.testing.assert_allclose([a, b, a - b, c], [0.108020, -0.007587, 1 / 8.65, 0.0542], atol=5e-5)
+    np.testing.assert_allclose(long_optimum(topics, masking), block_matrix(topics, a, b, c), atol=1e-10)
+
+
+def test_the_best_map_of_short_documents_is_the_mean_over_all_of_them():
+    """Every document of three words, every mask and every random word, weighed one by one."""
+    topics, masking, n = Topics(2, 2, 1), Masking(0.4, 0.2, 0.3), 3
+    size, moment, answer = 4, np.zeros((5, 5)), np.zeros((4, 5))
+    hidden = (1 - masking.kept - masking.random) * np.eye(5)[4]
+    even = masking.random * np.append(np.full(4, 0.25), 0)
+
+    def shown(word: int, asked: bool) -> np.ndarray:
+        own = masking.kept * np.eye(5)[word] + hidden + even
+        return own if asked else (1 - masking.share) * np.eye(5)[word] + masking.share * own
+
+    for z in range(2):
+        for words in product((2 * z, 2 * z + 1), repeat=n):
+            for seen in product(range(5), repeat=n):
+                p = np.prod([shown(w, i == 0)[x] for i, (w, x) in enumerate(zip(words, seen, strict=True))]) / 16
+                m = np.eye(5)[list(seen)].mean(0)
+                moment += p * np.outer(m, m)
+                answer += p * np.outer(np.eye(size)[words[0]], m)
+    np.testing.assert_allclose(optimum(topics, masking, n), answer @ np.linalg.inv(moment), atol=1e-10)
+
+
+def test_the_best_attention_pays_least_over_all_documents_and_queries():
+    topics, masking = Topics(4, 2, 2), Masking(0.3, 0.3, 0.2)
+    best, w = best_attention(topics, masking), block_matrix(topics, *block_optimum(topics, masking))
+    truth, right = 1 - masking.share * (1 - masking.kept), masking.kept / (masking.kept + masking.random)
+
+    def paid(ratio: float, mask: float) -> float:
+        total = 0.0
+        for chosen in combinations(range(4), 2):
+            there = np.isin(topics.of, chosen) / 4
+            words = truth * there + masking.share * masking.random / 8
+            m = np.append(words, masking.share * (1 - masking.kept - masking.random) * mask)
+            for query in range(8):
+                mass = m * np.where(np.append(topics.of, -1) == topics.of[query], ratio, 1.0)
+                out = w @ (mass / mass.sum())
+                known, guessed = right * there[query], (1 - right) / 8
+                total += known * (out @ out - 2 * out[query]) + guessed * (out @ out - 2 * there @ out)
+        return total
+
+    masks = np.exp(np.linspace(-4, 3, 141))
+    less, least, more = (min(paid(best * f, x) for x in masks) for f in (0.8, 1.0, 1.25))
+    assert least < less and least < more
+
+
+def test_attention_of_bags_is_attention_of_words(x64):
+    rng = np.random.default_rng(0)
+    params = {k: jnp.asarray(rng.normal(size=(5, 3))) for k in ("query", "key")}
+    words = rng.integers(5, size=(2, 7))
+    got = topic_structure.attended(params, jnp.asarray(counts(words, 5), jnp.float64) / 7, jnp.asarray(words))
+    q, k = np.asarray(params["query"])[words], np.asarray(params["key"])[words]
+    weights = np.exp(np.einsum("bqd,bkd->bqk", q, k) / np.sqrt(3))
+    want = weights / weights.sum(-1, keepdims=True) @ np.eye(5)[words]
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_kinds_of_pairs():
+    topics = Topics(2, 2, 1)
+    matrix = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_allclose(topic_structure.kinds(matrix, topics), [[2.5, 2.5, 4.5], [12.5, 12.5, 10.5]])
+    np.testing.assert_allclose(topic_structure.sigmas(matrix, topics), 0.0, atol=1e-12)
