@@ -95,13 +95,13 @@ def replace(f: Callable[..., Any], changes: Mapping[str, Callable[[Array, At], A
     return replaced
 
 
-def _parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def jaxpr_parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """(jaxpr, its constants), whether JAX keeps the two apart (0.10) or not (0.12)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def _sites(jaxpr: Any, lead: tuple[int, ...] = (), inside: str = "") -> Iterator[tuple[str, Site]]:
-    for eqn in _parts(jaxpr)[0].eqns:
+    for eqn in jaxpr_parts(jaxpr)[0].eqns:
         if eqn.primitive is name_p:
             aval = eqn.outvars[0].aval
             yield eqn.params["name"], Site((*lead, *aval.shape), str(aval.dtype), inside)
@@ -136,21 +136,21 @@ class _Interpreter:
         return jax.tree.unflatten(jax.tree.structure(shape), outs), taps
 
     def run(self, jaxpr: Any, at: At, *args: Any) -> tuple[list[Any], Taps]:
-        jaxpr, consts = _parts(jaxpr)
+        jaxpr, consts = jaxpr_parts(jaxpr)
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
         taps: Taps = {}
         for eqns, entered, last in self.pieces(jaxpr):
             ins, outs = _interface(eqns, last)
             if entered:
                 (eqn,) = eqns
-                values, inner = self.enter(eqn, at, [_read(env, v) for v in eqn.invars])
+                values, inner = self.enter(eqn, at, [value_of(env, v) for v in eqn.invars])
                 outs = eqn.outvars
                 _extend(taps, inner)
             else:
                 piece = jaxpr.replace(constvars=(), invars=ins, outvars=outs, eqns=eqns)
                 values = core.jaxpr_as_fun(core.ClosedJaxpr(piece, ()))(*[env[v] for v in ins])
             env.update(zip(outs, values, strict=True))
-        return [_read(env, v) for v in jaxpr.outvars], taps
+        return [value_of(env, v) for v in jaxpr.outvars], taps
 
     def pieces(self, jaxpr: Any) -> list[tuple[list[Any], bool, set[Any]]]:
         """The equations as runs that JAX evaluates and single ones to enter, each with the variables used after it."""
@@ -203,8 +203,8 @@ class _Interpreter:
         # Operands are told apart by their rank against the body's, which holds in every version of the primitive:
         # scanned ones have an axis more, and of the others the carry comes last.
         body, p = eqn.params["jaxpr"], eqn.params
-        sub = _parts(body)[0]
-        scanned, stacked = _longer(eqn.invars, sub.invars), _longer(eqn.outvars, sub.outvars)
+        sub = jaxpr_parts(body)[0]
+        scanned, stacked = longer(eqn.invars, sub.invars), longer(eqn.outvars, sub.outvars)
         split, carries = len(args) - scanned, len(eqn.outvars) - stacked
         consts, carry, xs = args[: split - carries], args[split - carries : split], args[split:]
 
@@ -239,12 +239,13 @@ def _interface(eqns: list[Any], after: set[Any]) -> tuple[list[Any], list[Any]]:
     return list(read), [v for v in made if v in after]
 
 
-def _read(env: Mapping[Any, Any], v: Any) -> Any:
+def value_of(env: Mapping[Any, Any], v: Any) -> Any:
+    """What a variable stands for, or a literal's own value."""
     aval: Any = v.aval
     return jnp.asarray(v.val, aval.dtype) if isinstance(v, core.Literal) else env[v]
 
 
-def _longer(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+def longer(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     """How many of the outer variables have more axes than their inner ones."""
     return sum(o.aval.ndim > i.aval.ndim for o, i in zip(outside, inside, strict=True))
 

@@ -30,7 +30,7 @@ from jax.extend.core.primitives import (
 )
 
 from jaxlm.errors import ConfigError
-from jaxlm.taps import _longer, _parts, _read
+from jaxlm.taps import jaxpr_parts, longer, value_of
 from jaxlm.typing import Array
 
 CALLS = (jit_p, closed_call_p, remat_p, custom_jvp_call_p, custom_vjp_call_p)
@@ -89,16 +89,16 @@ def detached_jacobian(f: Callable[[Array], Array], x: Array) -> Detached:
 
 def _run(jaxpr: Any, alive: Sequence[bool], *args: Any) -> tuple[list[Any], Alive]:
     """Values of a jaxpr, and which of them carry x."""
-    jaxpr, consts = _parts(jaxpr)
+    jaxpr, consts = jaxpr_parts(jaxpr)
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     carry = dict(zip(jaxpr.invars, alive, strict=True))
     has = lambda v: not isinstance(v, core.Literal) and carry.get(v, False)  # noqa: E731
     for eqn in jaxpr.eqns:
-        outs, lives = _step(jaxpr, eqn, [has(v) for v in eqn.invars], [_read(env, v) for v in eqn.invars])
+        outs, lives = _step(jaxpr, eqn, [has(v) for v in eqn.invars], [value_of(env, v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
         floats = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
         carry.update(zip(eqn.outvars, [a and b for a, b in zip(lives, floats, strict=True)], strict=True))
-    return [_read(env, v) for v in jaxpr.outvars], [has(v) for v in jaxpr.outvars]
+    return [value_of(env, v) for v in jaxpr.outvars], [has(v) for v in jaxpr.outvars]
 
 
 def _step(jaxpr: Any, eqn: Any, alive: Alive, ins: list[Any]) -> tuple[Sequence[Any], Alive]:
@@ -145,8 +145,8 @@ def _carried(f: Callable[..., tuple[Any, Alive]], args: Sequence[Any]) -> Alive:
 
 def _scan(eqn: Any, alive: Alive, args: list[Any]) -> tuple[Sequence[Any], Alive]:
     body, p = eqn.params["jaxpr"], eqn.params
-    sub = _parts(body)[0]
-    scanned, stacked = _longer(eqn.invars, sub.invars), _longer(eqn.outvars, sub.outvars)  # as in taps
+    sub = jaxpr_parts(body)[0]
+    scanned, stacked = longer(eqn.invars, sub.invars), longer(eqn.outvars, sub.outvars)  # as in taps
     split, carries = len(args) - scanned, len(eqn.outvars) - stacked
     consts, begin, xs = args[: split - carries], args[split - carries : split], args[split:]
     alive = list(alive)
