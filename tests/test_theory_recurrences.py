@@ -11,15 +11,22 @@ from tolerance import close
 
 from jaxlm.layers.mlp import MLP
 from jaxlm.mixers.lru import LRU
-from jaxlm.module import init
+from jaxlm.module import abstract
 from jaxlm.theory import onion
+from jaxlm.theory import ssm_languages as languages
 from jaxlm.theory import window_universality as window
+
+
+def some(module, dtype=jnp.float32):
+    """Weights of a module, drawn by numpy: nothing is compiled."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda w: jnp.asarray(rng.normal(scale=0.5, size=w.shape), dtype), abstract(module))
 
 
 class TestWindow:
     def test_states_are_powers_of_the_eigenvalues_and_rebuild_what_they_can(self, x64):
         mixer, length = LRU(1, 4, 0.5, 0.9, 2 * math.pi), 6
-        params = jax.tree.map(lambda w: w.astype(jnp.float64), init(mixer, jax.random.key(0)))
+        params = some(mixer, jnp.float64)
         v = np.asarray(window.states(mixer, params, jnp.eye(length)))
         nu, theta, b = (np.asarray(params[k]) for k in ("nu", "theta", "B"))
         rates = np.exp(-np.exp(nu) + 1j * np.exp(theta))
@@ -54,7 +61,7 @@ class TestWindow:
         assert abs(window.least(b, 0) - 0.6) < 1e-10 and window.least(b, 2) == 0
 
     def test_a_masked_network_is_the_narrow_one(self):
-        params, x = init(MLP(3, 6), jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 3))
+        params, x = some(MLP(3, 6)), jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
         narrow = {k: w[:, :2] if k == "up" else w[:2] if k in ("up_bias", "down") else w for k, w in params.items()}
         mask = (jnp.arange(6) < 2).astype(jnp.float32)
         close(window.guess(params, x, mask), MLP(3, 2).apply(narrow, x)[:, 0])
@@ -95,8 +102,38 @@ class TestOnion:
     def test_repetition_goes_on_from_the_stored_state(self):
         s = onion.Settings(vocab=3, length=2)
         model, tokens = onion.model_of(s, 4), jnp.array([[2, 0], [1, 1]])
-        params = init(model, jax.random.key(0))
-        got = onion.recite(model, params, onion.store(model, params, tokens), tokens)
+        params = some(model)
         told = jnp.array([[2, 0, 3, 2], [1, 1, 3, 1]])
-        close(got, model.apply(params, jax.nn.one_hot(told, 4, dtype=jnp.float32))[0][:, 2:])
+
+        @jax.jit
+        def both(params):
+            whole = model.apply(params, jax.nn.one_hot(told, 4, dtype=jnp.float32))[0]
+            return onion.recite(model, params, onion.store(model, params, tokens), tokens), whole[:, 2:]
+
+        close(*both(params))
         assert float(onion.whole(jax.nn.one_hot(tokens, 3), tokens.at[0, 1].set(1))) == 0.5
+
+
+class TestLanguages:
+    def test_the_constructions_are_right_everywhere_but_without_the_negative_eigenvalue(self):
+        found = languages.by_hand(languages.Settings(length=64, trials=8), jax.random.key(0))
+        *right, stays = found.values()
+        assert right == [1.0, 1.0] and 0.3 < stays < 0.7
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    def test_the_most_that_few_changes_of_sign_get_right(self, n):
+        """Against all sequences of signs with at most n changes."""
+        for length in (2, 5, 8):
+            best = 0
+            for signs in itertools.product((0, 1), repeat=length):
+                if np.abs(np.diff(signs)).sum() <= n:
+                    best = max(best, sum(s == t % 2 for t, s in enumerate(signs, 1)))
+            assert languages.most_on_ones([n], [length])[0, 0] == best
+
+    def test_readouts_that_swing_attain_it(self):
+        for n in (1, 3, 8):
+            weights, zeros = languages.swinging(0.7, n), np.arange(n) + 1.5
+            sums = weights @ 0.7 ** np.outer(np.arange(n + 1), np.concatenate([zeros, zeros + 0.5]))
+            assert np.abs(sums[:n]).max() < 1e-10 * np.abs(sums[n:]).max() + 1e-14
+        s = languages.Settings(channels=(1, 8), prefixes=(3, 40))
+        np.testing.assert_array_equal(languages.on_ones(s), languages.most_on_ones(s.channels, s.prefixes))

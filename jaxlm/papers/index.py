@@ -310,6 +310,13 @@ ROWS = (
         ("neuron-alignment",),
     ),
     Row(
+        167,
+        "The Expressive Capacity of State Space Models: A Formal Language Perspective (Sarrof et al. 2024)",
+        ("jaxlm.theory.ssm_languages", "jaxlm.tasks.formal"),
+        "flip-flop and parity by hand at 1,000 tokens; gates in [0, 1] on ones attain their bound; trained at length",
+        ("ssm-languages",),
+    ),
+    Row(
         173,
         "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem (McIlroy-Young et al. 2024)",
         ("jaxlm.models.sets.set_prompt", "jaxlm.layers.position.Sets"),
