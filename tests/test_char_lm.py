@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from laws import placing, running
 from laws.subject import Subject
-from laws.suite import Laws, subjects
 from tolerance import close
 
 from jaxlm.blocks import Stack
@@ -98,9 +98,13 @@ def test_counts():
     assert count(MODEL) - count(CNN) - count(MODEL.softmax) - count(BODY) == len(WORDS) * 4 + 4 * 8
 
 
-@subjects({"CharLM": Subject(MODEL, len(WORDS))})
-class TestCharLM(Laws):
-    pass
+def test_it_is_cut_packed_and_placed():
+    """Its body is under all the laws; what reads and writes words looks at one token at a time."""
+    subject = Subject(MODEL, len(WORDS))
+    running.cut(subject)
+    running.packing(subject)
+    placing.placed(subject)
+    placing.types(subject)
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,10 @@ PARALLEL = Block(Attention(WIDTH, position=None, bias=True), MLP(WIDTH), LayerNo
 MODELS = {
     "Checkpointed": Subject(Checkpointed(block("LRU"), 4)),
     "Stack remat": Subject(Stack(block("LSTM"), 2, "full")),
-    "Stack hybrid": Subject(Stack(MIXED[:2], 4, "dots")),
-    "LM tied": Subject(LM(VOCAB, WIDTH, Stack(block("RGLRU"), 2)), VOCAB),
     "LM chain": Subject(
         LM(VOCAB, WIDTH, Chain((LearnedPositions(WIDTH, 2**15), Stack(PARALLEL, 2))), scale=1.0), VOCAB
     ),
-    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(MIXED[1:], 2), tied=False), VOCAB),
+    "LM hybrid": Subject(LM(VOCAB, WIDTH, Stack(MIXED[1:], 2, "dots"), tied=False), VOCAB),
     "MemN2NLM": Subject(MemN2NLM(VOCAB, WIDTH, hops=2, memory=8), VOCAB),
     "SequenceModel": Subject(SequenceModel(Stack(block("LEM"), 2), outputs=6, inputs=10, readout="every")),
 }

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import placing, running
 from laws.subject import Subject
-from laws.suite import Laws, subjects
 from tolerance import close
 from twin import agree, sigmoid
 
@@ -31,10 +31,16 @@ HALVES = (Block(RWKV5(16), norm=LayerNorm(16)), Block(ChannelMix(16, 8, receptan
 MODELS = {"RWKV-5": rwkv(24, Stack(HALVES, 4)), "RWKV-7": rwkv(24, RWKV7Body(SMALL, ChannelMix(16, 32), depth=3))}
 
 
-# RWKV-5 is an LM of mixers that are under the laws themselves; RWKV-7 hands values from layer to layer.
-@subjects({"RWKV-7": Subject(MODELS["RWKV-7"], 24)})
-class TestRWKV(Laws):
-    pass
+def test_values_that_go_from_layer_to_layer_keep_the_laws_of_sequences():
+    """RWKV-7's own; mixers and halves of blocks, all that RWKV-5 is made of, are under all the laws."""
+    subject = Subject(MODELS["RWKV-7"], 24)
+    running.cut(subject)
+    running.decode(subject)
+    running.packing(subject)
+    running.row_alone(subject)
+    placing.placed(subject)
+    placing.types(subject)
+    placing.every_weight_learns(subject)
 
 
 @pytest.mark.parametrize("name", MODELS)

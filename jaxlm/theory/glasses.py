@@ -99,7 +99,7 @@ def distances(s: Settings, lab: Lab) -> dict[str, np.ndarray]:
         # Weights of unit gain, as in a trained decoder; those of `init` would do as well.
         params = jax.tree.map(lambda w: w.astype(jnp.float64), init(model, key))
         y = last(model, params, jnp.asarray(rows), jnp.asarray(places)).reshape(3, len(n), -1)
-        return jnp.max(jnp.abs(y[1:] - y[0]), axis=-1)
+        return jnp.max(jnp.abs(y[1:] - y[0][None]), axis=-1)
 
     found = np.stack([np.asarray(one(k)) for k in jax.random.split(lab.key, s.seeds)])
     lab.tell(1.0)

@@ -62,15 +62,21 @@ def inner(a, b) -> float:
 
 
 def low_precision(subject: Subject, seed: int = 0) -> None:
-    """6. With weights and x in bfloat16, outputs stay within the table's distance of float32."""
+    """6. With weights and x in bfloat16, outputs stay within the table's distance of those of the same numbers in
+    float32, but for one token in a hundred. What is judged is the arithmetic, not what a model makes of the rounding of
+    what it is given; and where a memory answers with next to nothing, the norm behind it divides rounding by that.
+    """
     c, t = case(subject, seed), LENGTHS[1]
     x, params = c.given["x"][:, :t], c.given["params"]
     low = cast(subject.model, params, jnp.bfloat16), x.astype(jnp.bfloat16) if is_float(x) else x
     apply = lambda p, x, s: subject.model.apply(p, x, s)[0]  # noqa: E731
     y = compiled(apply, low[0], low[1], c.given["state"])(*low, c.given["state"])
-    full = {**c.given, "x": x}
+    same = jax.tree.map(lambda a, b: np.asarray(a).astype(b.dtype), low, (params, x))
+    full = {**c.given, "params": same[0], "x": same[1]}
     want = run(subject, full, c.starts[:, :t] & False, {**c.back, "y": c.back["y"][:, :t]})[0]["y"]
-    close(np.asarray(y, np.float32), want, jnp.bfloat16)
+    gaps = np.max(np.abs(np.asarray(y, np.float32) - want), axis=-1).ravel() / np.max(np.abs(want))
+    gap = np.sort(gaps)[-1 - gaps.size // 100]  # nan is sorted last
+    assert np.isfinite(gaps).all() and gap <= TOLERANCE["bfloat16"], f"bfloat16 is {gap:.2e} of the size off"
 
 
 @lru_cache(maxsize=4)
