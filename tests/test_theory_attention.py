@@ -1,15 +1,20 @@
 """What attention does in small worlds: topics, sinks."""
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerance import close
 
+from jaxlm import taps
 from jaxlm.analysis.topics import best_attention, block_matrix, block_optimum, long_optimum, optimum
 from jaxlm.data.errors import DataError
 from jaxlm.data.topics import Masking, Topics, counts
-from jaxlm.theory import topic_structure
+from jaxlm.module import init
+from jaxlm.ops.losses import nats
+from jaxlm.theory import first_token_sinks, topic_structure
 
 
 def test_documents_hold_the_words_of_their_topics():
@@ -107,3 +112,64 @@ def test_kinds_of_pairs():
     matrix = np.arange(16.0).reshape(4, 4)
     np.testing.assert_allclose(topic_structure.kinds(matrix, topics), [[2.5, 2.5, 4.5], [12.5, 12.5, 10.5]])
     np.testing.assert_allclose(topic_structure.sigmas(matrix, topics), 0.0, atol=1e-12)
+
+
+def test_influence_under_a_sink():
+    for tokens, layers in ((7, 1), (7, 4), (64, 6)):
+        for s in (0.0, 0.3, 0.95):
+            m = first_token_sinks.mixing(tokens, layers, s)
+            got = first_token_sinks.influence(tokens, layers, s)
+            np.testing.assert_allclose(got, (m.sum() - np.trace(m)) / (tokens - 1), rtol=1e-10)
+    sinks = (0.0, 0.5, 0.8, 0.95)
+    rounded = lambda xs, digits: [round(float(x), n) for x, n in zip(xs, digits, strict=True)]  # noqa: E731
+    found = first_token_sinks.influence(64, 6, np.array(sinks))
+    assert rounded(found, (1, 1, 2, 2)) == [40.4, 7.9, 1.66, 0.3]
+    diagonal = [(np.trace(first_token_sinks.mixing(64, 6, s)) - 1) / 63 for s in sinks]
+    assert rounded(diagonal, (2, 2, 2, 2)) == [1.59, 1.23, 1.08, 1.02]
+
+
+def test_mixing_is_a_sum_over_paths():
+    tokens, layers, s = 4, 3, 0.4
+    want = np.zeros((tokens, tokens))
+    for path in product(range(tokens), repeat=layers + 1):  # the token whose value each layer reads, last layer first
+        weight = 1.0
+        for i, j in pairwise(path):
+            weight *= (i == j) + ((1 - s) / (i + 1) if 0 < j <= i else 0.0)
+        want[path[0], path[-1]] += weight
+    np.testing.assert_allclose(first_token_sinks.mixing(tokens, layers, s), want, atol=1e-12)
+
+
+def test_documents_side_by_side_are_looked_at_as_each_alone():
+    rng, model = np.random.default_rng(0), first_token_sinks.decoder(first_token_sinks.BUDGETS["smoke"], 5)
+    params, chars = init(model, jax.random.key(0)), rng.integers(5, size=(2, 9)).astype(np.int32)
+    other = (chars + rng.integers(1, 5, size=(2, 9)).astype(np.int32)) % 5
+    look = jax.jit(lambda p, c, o: first_token_sinks.look(model, p, c, o, jnp.int32(4), 0.3))
+    got = look(params, jnp.asarray(chars), jnp.asarray(other))
+    documents = [c[d : d + 5].copy() for c in chars for d in (0, 4)]
+    changed = [x.copy() for x in documents]
+    for x, o in zip(changed, [o[d : d + 5] for o in other for d in (0, 4)], strict=True):
+        x[1] = o[1]
+    alone = jax.jit(taps.capture(lambda x: model.apply(params, x)[0], ("resid", "attn.probs")))
+    kept, kept_new = (alone(jnp.asarray(np.stack([[5, *x[1:4]] for x in docs]))) for docs in (documents, changed))
+    dropped, dropped_new = (alone(jnp.asarray(np.stack([x[1:] for x in docs]))) for docs in (documents, changed))
+    weight = np.asarray(kept[1]["attn.probs"][0])[..., 0].mean(axis=(1, -1)).reshape(1, -1)
+    close(got["weight"], weight)
+    assert float(got["rate"]) == np.mean(weight > 0.3)
+    for name, old, new, at in (("kept", kept, kept_new, [2, 3]), ("dropped", dropped, dropped_new, [1, 2])):
+        before, after = (np.asarray(x[1]["resid"][-1])[:, :, at] for x in (old, new))
+        moved = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
+        close(got[name], moved.mean(axis=(1, 2)))
+    targets = jnp.asarray(np.stack(documents)[:, 2:])
+    close(got["known"], jnp.mean(nats(kept[0][:, 1:], targets)))
+    close(got["lost"], jnp.mean(nats(dropped[0][:, :-1], targets)))
+
+
+def test_attention_is_put_together_from_its_blocks():
+    model = first_token_sinks.decoder(first_token_sinks.BUDGETS["smoke"], 5)
+    params, tokens = init(model, jax.random.key(0)), jnp.arange(300, dtype=jnp.int32)[None] * 7 % 5
+    seen = jax.jit(taps.capture(lambda x: model.apply(params, x)[0], ("attn.probs",)))
+    sites = [seen(x)[1]["attn.probs"] for x in (tokens, tokens[:, :100])]
+    far, near = (np.asarray(first_token_sinks.whole(x, t)) for x, t in zip(sites, (300, 100), strict=True))
+    assert far.shape == (1, 1, 1, 300, 300) and not np.triu(far[0, 0, 0], 1).any()
+    close(far.sum(-1), np.ones((1, 1, 1, 300)))
+    close(far[..., :100, :100], near)

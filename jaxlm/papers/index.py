@@ -303,6 +303,13 @@ ROWS = (
         ("universal-attention",),
     ),
     Row(
+        150,
+        "Why do LLMs attend to the first token? (Barbero et al. 2025)",
+        ("jaxlm.theory.first_token_sinks",),
+        "influence under a sink as a sum over paths, to 1e-10; begin tokens of trained decoders at contexts 32 and 128",
+        ("first-token-sinks",),
+    ),
+    Row(
         157,
         "Early Neuron Alignment in Two-layer ReLU Networks with Small Initialization (Min et al. 2024)",
         ("jaxlm.theory.neuron_alignment",),
