@@ -320,7 +320,7 @@ ROWS = (
         167,
         "The Expressive Capacity of State Space Models: A Formal Language Perspective (Sarrof et al. 2024)",
         ("jaxlm.theory.ssm_languages", "jaxlm.tasks.formal"),
-        "flip-flop and parity by hand at 1,000 tokens; gates in [0, 1] on ones attain their bound; trained at length",
+        "flip-flop and parity by hand at 1,000 tokens; gates in [0, 1] attain their bound on ones",
         ("ssm-languages",),
     ),
     Row(

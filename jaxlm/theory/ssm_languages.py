@@ -5,7 +5,7 @@ hand answer flip-flops of any length. On ones alone a layer with gates a in [0, 
 affine readout of n channels is a sum of n + 1 powers and changes its sign at most n times (Descartes), while parity
 alternates: of the first T prefixes at most (T + n + 1) / 2 are right, which a polynomial in q^t with its zeros between
 the first n + 1 attains. A delta rule with β up to 2 has the transition 1 - β = -1: one channel, s <- 2 v - s, swings
-between 0 and 2 v for ever. Then mixers of both kinds are trained at a short length and tested at a long one.
+between 0 and 2 v for ever. At the gpu budget mixers of both kinds are also trained short and tested long.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Settings:
 
 BUDGETS = {
     "smoke": Settings(8, 4, (1, 2), prefixes=(4, 8), flipflop=(), parity=(), negative=()),
-    "cpu": Settings(),
+    "cpu": Settings(flipflop=(), parity=(), negative=()),
     "gpu": Settings(
         flipflop=("RGLRU", "MinGRU", "GLA", "Mamba2"),
         parity=("RGLRU", "MinGRU", "GLA", "Mamba2", "DeltaNet"),
