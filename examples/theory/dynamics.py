@@ -52,8 +52,8 @@ show(catapult, seeds=4, steps=120, widths=(256, 4096))
 #
 # While $f \approx 0$, a neuron's direction follows $\sum_i y_i\, \mathbb 1[w \cdot x_i > 0]\, x_i$, projected on the
 # sphere; where $\mu = \min_{ij} y_i y_j \cos(x_i, x_j) > 0$, this turns it to all points of its own sign within
-# $t_1 \le 4 \ln n / (\sqrt\mu \max_i\|x_i\|)$. From then on the loss is that of a linear classifier, $O(1/t)$, and $W$ has
-# a stable rank of at most 2. (Min et al. 2024.)
+# $t_1 \le 4 \ln n / (\sqrt\mu \max_i\|x_i\|)$. From then on the loss is that of a linear classifier, $O(1/t)$, and
+# $W$ has a stable rank of at most 2. (Min et al. 2024.)
 
 # %%
 show(neuron_alignment, steps=10_000, every=250)
@@ -64,7 +64,8 @@ show(neuron_alignment, steps=10_000, every=250)
 # ## A neuron and an adversary
 # Squared loss through a ReLU is not convex, and a tenth of the labels lie. Is a convex surrogate good enough?
 #
-# $$L(w) = \mathbb E \int_0^{w \cdot x} (\sigma(t) - y)\,dt, \qquad \nabla L(w) = \mathbb E\,(\sigma(w\cdot x) - y)\,x .$$
+# $$L(w) = \mathbb E \int_0^{w \cdot x} (\sigma(t) - y)\,dt, \qquad
+# \nabla L(w) = \mathbb E\,(\sigma(w\cdot x) - y)\,x .$$
 # For Gaussian $x$, and an adversary that answers $3\,\sigma(-w^* \cdot x)$ on a share $\rho$, descent stays on the line
 # of $w^*$: $\alpha \leftarrow \alpha - \eta\,(\alpha/2 - a)$ with $a = (1-\rho)/2 - 3\rho/2$; the drawn line is that.
 
