@@ -40,7 +40,7 @@ def along(f: Callable[[Params], Tree], way: Params) -> Callable[[Params], Tree]:
 def tangent_kernel(f: Callable[[Params], Array], params: Params) -> Array:
     """K_ij = ∇f_i · ∇f_j over all weights (Jacot et al. 2018).   f (params) -> (n,);   -> (n, n)"""
     rows = [j.reshape(j.shape[0], -1) for j in jax.tree.leaves(jax.jacrev(f)(params))]
-    return sum((j @ j.T for j in rows[1:]), rows[0] @ rows[0].T)
+    return jnp.sum(jnp.stack([j @ j.T for j in rows]), axis=0)
 
 
 def sharpest(kernel: Array) -> Array:

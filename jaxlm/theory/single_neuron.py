@@ -9,6 +9,7 @@ With this adversary everything has a closed form: w stays on the line of w*, w =
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,21 +66,23 @@ def sample(key: Array, s: Settings, spoilt: Array) -> dict[str, Array]:
     return {"x": x, "y": jnp.where(bad, 3 * jax.nn.relu(-z), jax.nn.relu(z))}
 
 
-def surrogate(w: Array, data: dict[str, Array]) -> Array:
-    z = data["x"] @ w
+def surrogate(params: Params, data: dict[str, Array]) -> Array:
+    """The convex loss.   w (d) -> ()"""
+    z = data["x"] @ params["w"]
     return jnp.mean(jax.nn.relu(z) ** 2 / 2 - data["y"] * z)
 
 
-def error(w: Array, data: dict[str, Array]) -> Array:
-    return jnp.mean((jax.nn.relu(data["x"] @ w) - data["y"]) ** 2)
+def error(params: Params, data: dict[str, Array]) -> Array:
+    """Of the neuron.   w (d) -> ()"""
+    return jnp.mean((jax.nn.relu(data["x"] @ params["w"]) - data["y"]) ** 2)
 
 
 def within(radius: float, tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same updates, and then back into the ball."""
 
-    def update(grads: Params, state: optax.OptState, params: Params | None = None):
+    def update(updates: Any, state: optax.OptState, params: Any = None):
         assert params is not None
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(updates, state, params)
         moved = optax.apply_updates(params, updates)
         back = optax.projections.projection_l2_ball(moved, radius)
         return jax.tree.map(jnp.subtract, back, params), state
@@ -105,17 +108,17 @@ def run(s: Settings, lab: Lab) -> Result:
     fresh = jax.vmap(lambda k, r: sample(jax.random.fold_in(k, 1), s, r))(keys, shares)
     star = jnp.eye(s.inputs)[0]
 
-    def watch(w: Array, key: Array, each: dict) -> dict[str, Array]:
-        way = w - star
-        slope = jax.grad(surrogate)(w, each["data"]) @ way
-        square = jnp.sum(way**2)
-        return {"sharpness": slope / square, "square": square, "alpha": w[0], "error": error(w, each["fresh"])}
+    def watch(params: Params, key: Array, each: dict) -> dict[str, Array]:
+        way = params["w"] - star
+        slope = jax.grad(surrogate)(params, each["data"])["w"] @ way
+        square, wrong = jnp.sum(way**2), error(params, each["fresh"])
+        return {"sharpness": slope / square, "square": square, "alpha": params["w"][0], "error": wrong}
 
-    def begin(key: Array, each: dict) -> Array:
-        return jnp.zeros(s.inputs)
+    def begin(key: Array, each: dict) -> Params:
+        return {"w": jnp.zeros(s.inputs)}
 
-    def loss(w: Array, key: Array, step: Array, each: dict) -> Array:
-        return surrogate(w, each["data"])
+    def loss(params: Params, key: Array, step: Array, each: dict) -> Array:
+        return surrogate(params, each["data"])
 
     tx = within(s.radius, optax.sgd(s.rate))
     each = {"data": data, "fresh": fresh}
