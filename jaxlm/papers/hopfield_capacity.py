@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.analysis.power_law import slope
 from jaxlm.memory.hopfield import (
     Exponential,
     Power,
@@ -187,7 +188,7 @@ def dense(s: Settings, lab: Lab, series: dict) -> list[Claim]:
             series[f"a = {a}, D = {d}"] = got
             band = (0.8, 1.25) if d == max(sizes) else ()
             claims.append(Claim(f"dense, a = {a}, D = {d}: capacity over the formula", ratio, *band, paper=1.0))
-        power = float(np.polyfit(np.log(sizes), np.log(held), 1)[0])
+        power = slope(sizes, held)
         claims.append(Claim(f"dense, a = {a}: power of D in capacity · ln D", power, a - 1.2, a - 0.8, paper=a - 1))
         lab.tell(0.5 + 0.1 * a, power=power)
     for d in s.bits:

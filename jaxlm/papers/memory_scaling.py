@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.analysis.power_law import slope
 from jaxlm.data.zipf import Zipf
 from jaxlm.memory.outer import embeddings, error, learned, power, recall, threshold
 from jaxlm.papers.result import Claim, Lab, Result
@@ -104,11 +105,6 @@ def from_counts(facts: Zipf, rng: np.random.Generator, s: Settings) -> Array:
     counts = jnp.asarray(np.stack([facts.counts(rng, t) for t in s.times]), jnp.int32)
     flat, soft = power(counts, 1.0), learned(counts, 1.0, s.outputs)
     return jnp.stack([jnp.concatenate([flat, threshold(counts, max(d // 12, 1)), soft]) for d in s.columns])
-
-
-def slope(x, y) -> float:
-    """Of log y against log x, least squares."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def run(s: Settings, lab: Lab) -> Result:

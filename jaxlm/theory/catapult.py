@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxlm.analysis.power_law import slope
 from jaxlm.analysis.taylor import sharpest, tangent_kernel, taylor
 from jaxlm.papers.result import Claim, Lab, Result
 from jaxlm.train.fit import fit
@@ -153,10 +154,8 @@ def run(s: Settings, lab: Lab) -> Result:
     widths = (s.width, *s.widths)
     calm, mid = slice(0, len(s.calm)), slice(len(s.calm), len(s.calm) + len(s.catapult))
     claims = compared(quadratic, linear, real, calm, mid, slice(mid.stop, None))
-    growth = float(np.polyfit(np.log(widths), np.log(peaks), 1)[0])
-    claims += (
-        Claim(f"quadratic, c = {s.peak:g}: exponent of peak over initial loss in m", growth, 0.7, 1.3, paper=1.0),
-    )
+    name = f"quadratic, c = {s.peak:g}: exponent of peak over initial loss in m"
+    claims += (Claim(name, slope(widths, peaks), low=0.7, high=1.3, paper=1.0),)
     told = recursion(quadratic["initial"], quadratic["rate"], times, s.width, s.steps)
     early, seen = told[:20, :, : mid.stop], quadratic["loss"][:20, :, : mid.stop]
     off = float(np.max(np.abs(seen - early) / (1e-12 + early)))
