@@ -9,12 +9,15 @@ import pytest
 from tolerance import close
 
 from jaxlm import taps
+from jaxlm.analysis.ranks import rank_correlation
+from jaxlm.analysis.regions import general_position, hull_regions, loop_crossings, loop_length, sum_dimension
 from jaxlm.analysis.topics import best_attention, block_matrix, block_optimum, long_optimum, optimum
 from jaxlm.data.errors import DataError
 from jaxlm.data.topics import Masking, Topics, counts
+from jaxlm.errors import ShapeError
 from jaxlm.module import init
 from jaxlm.ops.losses import nats
-from jaxlm.theory import first_token_sinks, topic_structure
+from jaxlm.theory import attention_regions, first_token_sinks, topic_structure
 
 
 def test_documents_hold_the_words_of_their_topics():
@@ -173,3 +176,69 @@ def test_attention_is_put_together_from_its_blocks():
     assert far.shape == (1, 1, 1, 300, 300) and not np.triu(far[0, 0, 0], 1).any()
     close(far.sum(-1), np.ones((1, 1, 1, 300)))
     close(far[..., :100, :100], near)
+
+
+def test_regions_of_units_in_hulls():
+    rng, up, bias = np.random.default_rng(0), np.eye(2), np.array([-0.5, -0.5])
+    segment = np.array([[0.0, 0.2], [1.0, 0.2]])
+    assert sorted(hull_regions([segment], up, bias).tolist()) == [[False, False], [True, False]]
+    both = hull_regions([segment, np.array([[0.0, 0.0], [0.0, 0.4]])], up, bias)  # a square over both lines
+    assert sorted(both.tolist()) == sorted(map(list, product((False, True), repeat=2)))
+    for d, units in ((1, 4), (2, 5), (3, 5)):  # a simplex so large that every crossing of units is inside
+        up, bias = rng.normal(size=(d, units)), rng.normal(size=units)
+        large = 1e4 * np.concatenate([np.eye(d), -np.ones((1, d))])
+        assert len(hull_regions([large], up, bias)) == general_position(units, d)
+    with pytest.raises(ShapeError, match="hulls"):
+        hull_regions([segment], np.eye(3), bias)
+
+
+def test_regions_are_those_that_sampled_points_find():
+    rng = np.random.default_rng(1)
+    hulls, up, bias = [rng.normal(size=(t, 5)) for t in (2, 3)], rng.normal(size=(5, 6)), rng.normal(size=6)
+    points = sum(rng.dirichlet(np.full(len(x), 0.6), size=200_000) @ x for x in hulls)
+    found = {tuple(p) for p in hull_regions(hulls, up, bias).tolist()}
+    assert found == {tuple(p) for p in np.unique(points @ up + bias > 0, axis=0).tolist()}
+    assert 6 < len(found) <= general_position(6, sum_dimension(hulls)) == 42
+
+
+def test_crossings_of_a_loop():
+    angle, rng = 2 * np.pi * np.arange(2000) / 2000, np.random.default_rng(0)
+    z = 3 * np.column_stack([np.cos(angle), np.sin(angle)])
+    up, bias = rng.normal(size=(2, 50)), rng.normal(size=50)
+    assert loop_crossings(z @ up > 0) == 100  # lines through the centre
+    assert loop_crossings(z @ up + bias > 0) == 2 * np.sum(np.abs(bias) < 3 * np.linalg.norm(up, axis=0))
+    np.testing.assert_allclose(loop_length(z, 0.0), 2 * np.pi, rtol=1e-12)
+    np.testing.assert_allclose(loop_length(z, 4.0), 2 * np.pi * 3 / 5, rtol=1e-6)  # a parallel
+
+
+def test_attention_stays_in_the_sum_of_hulls(x64):
+    s, rng = attention_regions.BUDGETS["smoke"], np.random.default_rng(0)
+    params = jax.tree.map(lambda w: w.astype(jnp.float64), init(attention_regions.layer(s, 2), jax.random.key(0)))
+    x = rng.normal(size=(2, s.width))
+    got = attention_regions.loop(s, params, x, 3.0)
+    for i, angle in enumerate(2 * np.pi * np.arange(s.grid) / s.grid):
+        last = np.sqrt(s.width) * np.array([np.cos(angle), np.sin(angle), *np.zeros(s.width - 2)])
+        tokens = np.concatenate([x, last[None]])
+        want = np.zeros(s.width)
+        for h, values in enumerate(attention_regions.corners(params, tokens)):
+            q, k = last @ np.asarray(params["query"])[:, h], tokens @ np.asarray(params["key"])[:, h]
+            weights = np.exp(3 * k @ q / np.sqrt(s.head))
+            want += weights @ values / weights.sum()
+        np.testing.assert_allclose(got[i], want / np.sqrt(np.mean(want**2)), atol=1e-10)
+
+
+def test_rank_correlation():
+    a = np.array([1.0, 5.0, 2.0, 9.0])
+    assert rank_correlation(a, np.exp(a)) == pytest.approx(1) and rank_correlation(a, -(a**3)) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(1 - 6 * 4 / (4 * 15))
+    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(1.5 / np.sqrt(1.5 * 2))  # ties share their rank
+    with pytest.raises(ShapeError, match="b: shape"):
+        rank_correlation(a, a[:2])
+
+
+def test_dimension_of_attention():
+    s, rng = attention_regions.Settings(head=3, width=10), np.random.default_rng(0)
+    for h, t, want in ((1, 2, 1), (1, 6, 3), (3, 3, 6), (4, 5, 10)):
+        params = init(attention_regions.layer(s, h), jax.random.key(0))
+        found = sum_dimension(attention_regions.corners(params, rng.normal(size=(t, 10))))
+        assert found == want == attention_regions.dimensions(s, (h,), (t,))[0, 0]

@@ -303,6 +303,13 @@ ROWS = (
         ("universal-attention",),
     ),
     Row(
+        149,
+        "Reasoning in Large Language Models: A Geometric Perspective (Cosentino & Shekkizhar 2024)",
+        ("jaxlm.theory.attention_regions", "jaxlm.analysis.regions"),
+        "regions of units in sums of hulls, exactly; crossings on slices are length / π; a sine is fitted better",
+        ("attention-regions",),
+    ),
+    Row(
         150,
         "Why do LLMs attend to the first token? (Barbero et al. 2025)",
         ("jaxlm.theory.first_token_sinks",),
