@@ -82,3 +82,33 @@ def test_the_page_has_the_table_of_the_committed_answers():
     assert compile_table.PAGE.read_text() == compile_table.page(), "stale: python tpu/compile_table.py --page"
     asked = [f"{compile_table.COMMAND} {args}" for args in compile_table.ROWS]
     assert asked == [row["command"] for row in compile_table.read()]
+
+
+def test_a_plan_anew_keeps_what_was_compiled(tmp_path, monkeypatch):
+    def planned(args: str, memory: float) -> dict:
+        seconds = {"products": 1.0, "memory": memory, "network": 9.0}
+        plan = {"held": 2**30, "fits": True, "moved": {}, "seconds": seconds, "step_seconds": 9.0, "utilisation": 1 / 9}
+        own = {"command": f"{compile_table.COMMAND} {args}", "config": args, "topology": "v5e-16", "mesh": "data=16"}
+        own |= {"rows": 8, "accumulate": 1, "length": 64, "turns": int(memory), "plan": plan}
+        return own | {"outcome": "not compiled", "versions": {"jax": f"{memory}"}, "date": f"day {memory}"}
+
+    monkeypatch.setattr(compile_table, "FILE", tmp_path / "compile.json")
+    monkeypatch.setattr(compile_table, "ROWS", ("done", "slow", "waits", "new"))
+    monkeypatch.setattr(compile_table, "compiled", lambda args, limit, more: planned(args, 4.0))
+    own = {"outcome": "compiled", "held": 2**31, "fits": True, "moved": {"all-gather": 7}}
+    own |= {"seconds": {"products": 1.0, "memory": 3.0, "network": 2.0}, "step_seconds": 3.0, "utilisation": 1 / 3}
+    own |= {"compile_seconds": {"wall": 5.0, "core": 6.0}}
+    late = {"outcome": "did not end", "said": "did not compile in 1 s"}
+    before = [planned("done", 3.0) | own, planned("slow", 3.0) | late, planned("waits", 3.0)]
+    compile_table.write({row["command"]: row for row in before})
+    compile_table.measure([], 60, "--plan-only")
+    done, slow, waits, new = compile_table.read()
+    assert [row["turns"] for row in (done, slow, waits, new)] == [4] * 4  # all are planned anew
+    assert done["plan"] == slow["plan"] == planned("done", 4.0)["plan"]
+    assert {k: done[k] for k in ("outcome", "held", "moved", "compile_seconds")} == {
+        k: own[k] for k in ("outcome", "held", "moved", "compile_seconds")
+    }
+    assert done["seconds"] == {"products": 1.0, "memory": 4.0, "network": 2.0}  # the network's are the compiler's
+    assert (done["step_seconds"], done["utilisation"], done["date"]) == (4.0, 0.25, "day 3.0")
+    assert (slow["outcome"], slow["said"], slow["date"]) == ("did not end", "did not compile in 1 s", "day 3.0")
+    assert waits == planned("waits", 4.0) and new == planned("new", 4.0)

@@ -1,6 +1,7 @@
 """The large configs, compiled for pods that are not there: examples/results/compile.json, and its table in README.md.
 
 command    python tpu/compile_table.py [--only WORD ...] [--limit SECONDS]     compiles; needs libtpu; an hour or so
+           python tpu/compile_table.py --plan-only            plans all rows anew, keeps what was compiled
            python tpu/compile_table.py --page                 writes the table of the committed answers
            python tpu/compile_table.py --check                compares; 1 where the table is stale
 A step that finds no room in memory, or does not compile in time, is a row too.
@@ -75,14 +76,30 @@ def ran() -> float:
 
 
 def measure(only: list[str], limit: float, more: str) -> None:
-    """Compile the rows that have one of the words, or those that are not there; each is in the file once it is."""
+    """Compile the rows that have one of the words, or those that are not there; each is in the file once it is.
+
+    more    '--plan-only': compile nothing, plan anew, and without words that is all rows
+    """
     for args in ROWS:
         known = {row["command"]: row for row in read()}
-        here = known.get(f"{COMMAND} {args}", {}).get("outcome") in (*DONE, *(("not compiled",) if more else ()))
-        if any(word in args for word in only) if only else not here:
+        here = known.get(f"{COMMAND} {args}", {})
+        if any(word in args for word in only) if only else (more or here.get("outcome") not in DONE):
             row = compiled(args, limit, more)
+            row = renewed(here, row) if more else row
             write(known | {row["command"]: row})
             print(time.strftime("%H:%M"), cells(row), flush=True)
+
+
+def renewed(row: Row, anew: Row) -> Row:
+    """A row with its plan anew: what the compiler answered, when and with which versions, stays."""
+    if row.get("outcome", "not compiled") == "not compiled":
+        return anew
+    row = anew | {k: v for k, v in row.items() if k not in anew or k in ("outcome", "versions", "date")}
+    if "seconds" in row:  # products and memory as planned, the network as compiled
+        seconds = row["plan"]["seconds"] | {"network": row["seconds"]["network"]}
+        step = max(seconds.values())
+        row |= {"seconds": seconds, "step_seconds": step, "utilisation": seconds["products"] / step}
+    return row
 
 
 def read() -> list[Row]:
@@ -150,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the large configs for pods that are not there.")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose arguments have one of these")
     parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="that one row may take")
-    parser.add_argument("--plan-only", action="store_true", help="compile nothing, only plan")
+    parser.add_argument("--plan-only", action="store_true", help="plan anew, keep what was compiled")
     parser.add_argument("--page", action="store_true", help="write the table into README.md, compile nothing")
     parser.add_argument("--check", action="store_true", help="only compare the table; 1 where it is stale")
     told = parser.parse_args()
