@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tolerance import close
 
+from jaxlm.analysis.fixed_points import iterate, newton, radius
 from jaxlm.analysis.taylor import sharpest, tangent_kernel, taylor
 from jaxlm.errors import ConfigError
-from jaxlm.theory import catapult, neuron_alignment, single_neuron
+from jaxlm.theory import attractors, catapult, neuron_alignment, single_neuron
 
 
 def example(width=6, inputs=3):
@@ -84,3 +85,56 @@ def test_the_closed_form_of_the_spoilt_neuron():
     assert abs(np.mean((np.maximum(alpha * z, 0) - y) ** 2) / told["error"][-1] - 1) < 0.02
     errors = [np.mean((np.maximum(a * z, 0) - y) ** 2) for a in (0.85, 0.9, 0.95)]
     assert abs(min(errors) / told["best"] - 1) < 0.02
+
+
+def test_fixed_points_of_the_logistic_map(x64):
+    r = np.array([2.8, 3.4])  # 1 - 1 / r attracts in the first, repels in the second; the slope there is 2 - r
+
+    @jax.jit
+    @jax.vmap
+    def found(r):
+        f = lambda x: r * x * (1 - x)  # noqa: E731
+        point = newton(f, jnp.array([0.6]), 6)
+        return point, jax.jacfwd(f)(point), iterate(f, point + 1e-3, 40)
+
+    point, slope, walk = found(r)
+    close(point[:, 0], 1 - 1 / r, jnp.float64)
+    close(radius(slope), abs(2 - r), jnp.float64)
+    assert walk.shape == (2, 41, 1)
+    close(walk[:, 1:], r[:, None, None] * walk[:, :-1] * (1 - walk[:, :-1]), jnp.float64)
+    assert list(abs(walk[:, -1] - point)[:, 0] < 1e-3) == [True, False]
+    assert np.isnan(radius(np.array([[np.inf]])))
+
+
+def test_a_linear_autoencoder_has_one_fixed_point(x64):
+    rng, values = np.random.default_rng(3), np.array([0.9, -0.5, 0.2])
+    q, b, shift = np.eye(3) + 0.3 * rng.normal(size=(3, 3)), rng.normal(size=(5, 3)), rng.normal(size=(2, 5))
+    m = q @ np.diag(values) @ np.linalg.inv(q)
+    layers = {"encoder": (m @ np.linalg.pinv(b), shift[0, :3]), "decoder": (b, shift[1])}
+    params = {k: [{"w": jnp.asarray(w), "b": jnp.asarray(c)}] for k, (w, c) in layers.items()}
+    point = np.linalg.solve(np.eye(3) - m, layers["encoder"][0] @ shift[1] + shift[0, :3])
+    x, noise, away = b @ point + shift[1], rng.normal(size=(4, 5)), rng.normal(size=(1, 3))
+    s = attractors.Settings(exact=1, short=6, turns=400)
+    seen = jax.device_get(jax.jit(lambda *a: attractors.look(*a, s))(params, x[None], noise, away))
+    close(seen["point"], point[None], jnp.float64)
+    close(radius(seen["jacobian"]), np.array([0.9]), jnp.float64)
+    close(radius(seen["pixel"]), np.array([0.9]), jnp.float64)
+    close(seen["told"][0, 6], np.linalg.matrix_power(m, 6) @ away[0], jnp.float64)
+    found = attractors.judged(seen, np.stack([x, 2 * x]), 1)
+    assert found == {k: pytest.approx(0.9) if k == "radius" else 1.0 for k in found}
+    assert attractors.judged(seen, np.stack([2 * x, x]), 1)["walks"] == 0
+    exact = attractors.checked([seen])
+    assert exact["orders"].max() < 1e-10 and exact["walks"].max() < 1e-6
+
+
+def test_codes_follow_images(x64):
+    params = jax.tree.map(lambda w: w.astype(jnp.float64), attractors.start(jax.random.key(0), (5, 7, 3)))
+    x = jnp.asarray(np.random.default_rng(4).normal(size=5))
+
+    @jax.jit
+    def walks(params, x):
+        encode = lambda x: attractors.apply(params["encoder"], x)  # noqa: E731
+        images = iterate(lambda x: attractors.again(params, x), x, 4)
+        return jax.vmap(encode)(images), iterate(lambda z: attractors.field(params, z), encode(x), 4)
+
+    close(*walks(params, x), jnp.float64)

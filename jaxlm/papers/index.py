@@ -153,6 +153,13 @@ ROWS = (
         ("catapult",),
     ),
     Row(
+        85,
+        "Navigating the Latent Space Dynamics of Neural Models (Fumero et al. 2025)",
+        ("jaxlm.theory.attractors", "jaxlm.analysis.fixed_points"),
+        "a linear autoencoder by hand; images and codes have one radius; 20 digits are attractors, 160 are none",
+        ("attractors",),
+    ),
+    Row(
         89,
         "MemoryLLM: Towards Self-Updatable Large Language Models (Wang et al. 2024)",
         ("jaxlm.memory.memoryllm.MemoryLLM",),
