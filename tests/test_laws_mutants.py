@@ -113,6 +113,11 @@ class MixesRows(Mutant):
         return f(x - 0.1 * jnp.mean(x, axis=0, keepdims=True), state, starts)
 
 
+class CountsRows(Mutant):
+    def around(self, f, x, state, starts):
+        return f(x / x.shape[0], state, starts)
+
+
 class NamesNoRule(Healthy):
     def params(self):
         return {**Healthy.params(self), "in": Spec((16, 16), ("embed", "columns"), FanIn(), ins=("embed",))}
@@ -232,6 +237,7 @@ MUTANTS = [
     (running.poison, ResetsByProduct, AssertionError),
     (running.poison, IsolatesNothing, AssertionError),
     (running.poison, HidesTheSpoiled, AssertionError),
+    (running.decode, CountsRows, AssertionError),
     (running.row_alone, MixesRows, AssertionError),
     (placing.placed, NamesNoRule, UnknownAxis),
     (placing.placed, SplitsNothing, AssertionError),

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxlm.mixers.base import Mixer
 from jaxlm.module import abstract, cast, init, map_specs
 from jaxlm.relay import spread
 from jaxlm.sharding import constrainer, mesh, resolve, shardings
-from laws.subject import BATCH, LENGTHS, ROOM, Subject, case, run, run_placed, shapes, start_at
+from laws.subject import BATCH, LENGTHS, ROOM, Subject, case, run, run_placed, shapes, shortened
 
 CUBE = "data=2,fsdp=2,tensor=2"
 TIME = LENGTHS[1]
@@ -28,21 +27,16 @@ def placed(subject: Subject, seed: int = 0, text: str = CUBE) -> None:
     close(on_mesh(subject, text, seed), on_one(subject, seed))
 
 
-def example(subject: Subject, seed: int, batch: int, t: int) -> tuple[dict, Any, dict]:
-    """(given, starts, back) of t tokens."""
-    c = case(subject, seed, batch)
-    given, back = ({**tree, name: tree[name][:, :t]} for tree, name in ((c.given, "x"), (c.back, "y")))
-    return given, start_at(c.starts[:, :t], (1, t // 2)), back
-
-
 def on_one(subject: Subject, seed: int = 0, batch: int = BATCH, t: int = TIME):
     """({y, state}, gradients) on one device."""
-    return run(subject, *example(subject, seed, batch, t))
+    c = shortened(case(subject, seed, batch), t)
+    return run(subject, c.given, c.starts, c.back)
 
 
 def on_mesh(subject: Subject, text: str, seed: int = 0, batch: int = BATCH, t: int = TIME):
     """The same on a mesh, with weights, state and batch placed by the rules."""
-    m, (given, starts, back) = mesh(text), example(subject, seed, batch, t)
+    m, c = mesh(text), shortened(case(subject, seed, batch), t)
+    given, starts, back = c.given, c.starts, c.back
     place = lambda a: jax.NamedSharding(m, resolve(("batch", "time", None)[: a.ndim], a.shape, m))  # noqa: E731
     state = shardings(subject.model.state(batch, ROOM), m)
     where = {"params": shardings(subject.model, m), "x": place(given["x"]), "state": state}

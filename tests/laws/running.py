@@ -11,6 +11,7 @@ from laws.subject import (
     Case,
     Subject,
     add,
+    beside,
     case,
     compiled,
     fill_row,
@@ -18,8 +19,11 @@ from laws.subject import (
     fresh,
     join,
     nothing,
+    part,
+    put_row,
     rows,
     run,
+    shortened,
     start_at,
 )
 
@@ -31,10 +35,23 @@ def cut(subject: Subject, order: tuple[int, ...] = LENGTHS, seed: int = 0) -> No
 
 
 def decode(subject: Subject, seed: int = 0) -> None:
-    """1, the finest cut: one `step` a token. So no token can see a later one."""
-    c = case(subject, seed)
+    """1, the finest cut: one `step` a token. So no token can see a later one.
+
+    And 3: half of the rows at a time, so that nothing depends on how many there are.
+    """
+    c, axes = case(subject, seed), subject.state_axes()
     c = Case(c.given, np.zeros_like(c.starts), c.back)
-    close(in_pieces(subject, c, (1,) * WHOLE, step=True), run(subject, c.given, c.starts, c.back))
+    halves = [part(c, axes, slice(at, at + BATCH // 2)) for at in (0, BATCH // 2)]
+    outs, grads = zip(*(in_pieces(subject, half, (1,) * WHOLE, step=True) for half in halves), strict=True)
+    weights = add(*(g["params"] for g in grads))
+    got = joined(outs, "y", axes), {"params": weights, **joined(grads, "x", axes)}
+    close(got, run(subject, c.given, c.starts, c.back))
+
+
+def joined(halves, name: str, axes) -> dict:
+    """Rows of y or x, and of the state, put together."""
+    places = {name: 0, "state": axes}
+    return {key: beside([half[key] for half in halves], at) for key, at in places.items()}
 
 
 def in_pieces(subject: Subject, c: Case, lengths: tuple[int, ...], step: bool = False):
@@ -43,7 +60,9 @@ def in_pieces(subject: Subject, c: Case, lengths: tuple[int, ...], step: bool = 
     given, ys, state = [], [], c.given["state"]
     for at in places:
         given.append({**c.given, "x": c.given["x"][:, at], "state": state})
-        out, _ = run(subject, given[-1], c.starts[:, at], nothing(subject, at.stop - at.start), step=step)
+        out, _ = run(
+            subject, given[-1], c.starts[:, at], nothing(subject, at.stop - at.start, len(c.starts)), step=step
+        )
         ys.append(out["y"])
         state = out["state"]
     back, grads = c.back["state"], []
@@ -118,21 +137,22 @@ def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, valu
 
 
 def row_alone(subject: Subject, seed: int = 0) -> None:
-    """3. Each row of a batch equals the row alone; the gradients of the weights are the sum over rows."""
-    c, axes, t = case(subject, seed), subject.state_axes(), LENGTHS[1]
-    given = {**c.given, "x": c.given["x"][:, :t]}
-    starts = start_at(c.starts[:, :t], (1, t // 2))
-    back = {"y": c.back["y"][:, :t], "state": c.back["state"]}
-    out, grads = run(subject, given, starts, back)
-    total = []
+    """3. A row gives the same whatever the others hold; the gradients of the weights are the sum over rows."""
+    axes, t = subject.state_axes(), LENGTHS[1]
+    c, other = (shortened(case(subject, s), t) for s in (seed, seed + 1))
+    out, grads = run(subject, c.given, c.starts, c.back)
+    nil, total = jax.tree.map(np.zeros_like, c.back), []
     for i in range(BATCH):
-        at = slice(i, i + 1)
-        one = {"params": given["params"], "x": given["x"][at], "state": rows(given["state"], axes, at)}
-        one_back = {"y": back["y"][at], "state": rows(back["state"], axes, at)}
-        one_out, one_grads = run(subject, one, starts[at], one_back)
+        own = lambda mine, others, axes=0, i=i: put_row(others, mine, axes, i)  # noqa: E731
+        x, state = own(c.given["x"], other.given["x"]), own(c.given["state"], other.given["state"], axes)
+        back = {"y": own(c.back["y"], nil["y"]), "state": own(c.back["state"], nil["state"], axes)}
+        starts = own(c.starts, other.starts)
+        one_out, one_grads = run(subject, {"params": c.given["params"], "x": x, "state": state}, starts, back)
         total.append(one_grads["params"])
-        want = [rows(a, 0, at) for a in (out["y"], grads["x"])], [rows(a["state"], axes, at) for a in (out, grads)]
-        close(([one_out["y"], one_grads["x"]], [one_out["state"], one_grads["state"]]), want)
+        row = lambda out, grads, at=slice(i, i + 1): (  # noqa: E731
+            [rows(a, 0, at) for a in (out["y"], grads["x"])], [rows(a["state"], axes, at) for a in (out, grads)],
+        )  # fmt: skip
+        close(row(one_out, one_grads), row(out, grads))
     close(add(*total), grads["params"])
 
 

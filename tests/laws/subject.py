@@ -174,9 +174,9 @@ def outputs(subject: Subject, t: int, batch: int = BATCH):
     return jax.eval_shape(forward, jax.random.key(0), subject.inputs(t, batch))
 
 
-def nothing(subject: Subject, t: int):
+def nothing(subject: Subject, t: int, batch: int = BATCH):
     """Zero cotangents."""
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), outputs(subject, t))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), outputs(subject, t, batch))
 
 
 def add(*trees):
@@ -190,15 +190,38 @@ def join(*pieces):
 
 def by_row(f, tree, axes):
     """f(leaf, index before the batch axis) on each leaf; the batch axis is at `axes`, a tree or one number for all."""
-    none = lambda a: a is None  # noqa: E731
-    if isinstance(axes, int):
-        axes = jax.tree.map(lambda _: axes, tree, is_leaf=none)
-    return jax.tree.map(lambda a, n: a if a is None else f(a, (slice(None),) * n), tree, axes, is_leaf=none)
+    places = spelt(tree, axes)
+    return jax.tree.map(lambda a, n: a if a is None else f(a, (slice(None),) * n), tree, places, is_leaf=is_none)
+
+
+def is_none(a) -> bool:
+    return a is None
+
+
+def spelt(tree, axes):
+    """`axes`, one for each leaf."""
+    return jax.tree.map(lambda _: axes, tree, is_leaf=is_none) if isinstance(axes, int) else axes
 
 
 def rows(tree, axes, i: slice):
     """Some rows of a tree."""
     return by_row(lambda a, before: a[(*before, i)], tree, axes)
+
+
+def part(c: Case, axes, at: slice) -> Case:
+    """Some rows of an example."""
+    state, back = rows(c.given["state"], axes, at), rows(c.back["state"], axes, at)
+    given = {**c.given, "x": c.given["x"][at], "state": state}
+    return Case(given, c.starts[at], {"y": c.back["y"][at], "state": back})
+
+
+def beside(trees, axes):
+    """The inverse of `rows`: trees of some rows each, put together."""
+    first, *rest = trees
+    return jax.tree.map(
+        lambda a, n, *more: a if a is None else np.concatenate((a, *more), axis=n), first, spelt(first, axes), *rest,
+        is_leaf=is_none,
+    )  # fmt: skip
 
 
 def fill_row(tree, axes, row: int, value: float):
@@ -213,6 +236,19 @@ def fill_row(tree, axes, row: int, value: float):
     return by_row(fill, tree, axes)
 
 
+def put_row(tree, source, axes, i: int):
+    """`tree` with row i of `source`."""
+
+    def put(a, b, n):
+        if a is None:
+            return a
+        a = np.array(a)
+        a[(slice(None),) * n + (i,)] = np.asarray(b)[(slice(None),) * n + (i,)]
+        return a
+
+    return jax.tree.map(put, tree, source, spelt(tree, axes), is_leaf=is_none)
+
+
 def start_at(starts, *places):
     """`starts` with those places marked: index tuples."""
     starts = np.array(starts)
@@ -223,3 +259,9 @@ def start_at(starts, *places):
 
 def shapes(tree_of_specs):
     return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), tree_of_specs)
+
+
+def shortened(c: Case, t: int) -> Case:
+    """The first t tokens of an example, a document's start in the middle of row 1."""
+    starts = start_at(c.starts[:, :t], (1, t // 2))
+    return Case({**c.given, "x": c.given["x"][:, :t]}, starts, {**c.back, "y": c.back["y"][:, :t]})
