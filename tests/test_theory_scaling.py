@@ -10,9 +10,11 @@ from tolerance import close
 
 from jaxlm.analysis import random_features as rf
 from jaxlm.analysis.loss_surface import LossSurface, fit_loss_surface
-from jaxlm.analysis.power_law import slope
+from jaxlm.analysis.power_law import fit_power_law, slope
+from jaxlm.analysis.rectified_law import fit_rectified_law
+from jaxlm.analysis.taylor import tangent_kernel
 from jaxlm.errors import ConfigError, ShapeError
-from jaxlm.theory import learning_law, superposition
+from jaxlm.theory import finetune_selection, learning_law, superposition
 from jaxlm.theory import linear_representations as linear
 from jaxlm.train.optimizers import row_decay
 
@@ -204,3 +206,41 @@ class TestLossSurface:
             fit_loss_surface([1.0], [1.0, 2.0], [3.0])
         with pytest.raises(ConfigError, match="positive"):
             fit_loss_surface(np.ones(9), np.ones(9), np.zeros(9))
+
+
+class TestRectifiedLaw:
+    sizes = 2.0 ** np.arange(1, 9)
+
+    def test_finds_an_exact_law(self):
+        kernels, time = np.array([2.0, 5.0, 0.5]), 3.0
+        b, beta, e = np.array([9.0, 4.0, 2.0]), np.array([0.7, 1.1, 0.4]), np.array([1.5, 0.0, 0.8])
+        losses = b[:, None] / (time * kernels[:, None] + self.sizes[None] ** beta[:, None]) + e[:, None]
+        found = fit_rectified_law(self.sizes, losses, kernels, (0.0, 1.0, 3.0, 9.0))
+        assert found.time == time and found.squares < 1e-14
+        np.testing.assert_allclose(found.exponent, beta, rtol=1e-4)
+        np.testing.assert_allclose(found.scale, b, rtol=1e-3)
+        np.testing.assert_allclose(found.floor, e, atol=1e-3)
+        np.testing.assert_allclose(found.shift, time * kernels, rtol=1e-12)
+        np.testing.assert_allclose(found(self.sizes), losses, rtol=1e-6)
+
+    def test_without_a_shift_it_is_the_power_law(self):
+        noise = 1 + 0.01 * np.random.default_rng(0).normal(size=(2, 8))
+        losses = (3 * self.sizes**-0.6 + np.array([[1.0], [0.0]])) * noise
+        found = fit_rectified_law(self.sizes, losses, [1.0, 2.0], (0.0,))
+        for n, row in enumerate(losses):
+            want = fit_power_law(self.sizes, row)
+            got = found.scale[n], found.exponent[n], found.floor[n]
+            np.testing.assert_allclose(got, (want.a, want.b, want.c), rtol=1e-4, atol=1e-4)
+
+    def test_refuses_what_it_cannot_fit(self):
+        with pytest.raises(ShapeError, match="losses"):
+            fit_rectified_law([1.0, 2.0], np.ones((2, 2)), [1.0], (0.0,))
+        with pytest.raises(ConfigError, match="positive"):
+            fit_rectified_law([0.0, 2.0], np.ones((1, 2)), [1.0], (0.0,))
+
+    def test_where_the_power_begins(self, x64):
+        """Gradients m + σ g of many numbers: of n together the mean is m, what is left of the rest is σ²/n of it."""
+        m, g = jnp.array([3.0, 4.0, 0.0, 0.0]), 10.0 * jnp.array([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+        kernel = tangent_kernel(lambda p: (m[None] + g) @ p["w"], {"w": jnp.zeros(4)})
+        np.testing.assert_allclose(kernel, [[125.0, 25.0], [25.0, 125.0]], rtol=1e-12)
+        assert float(finetune_selection.begins(kernel)) == pytest.approx(5.0, rel=1e-12)

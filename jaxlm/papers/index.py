@@ -98,6 +98,13 @@ ROWS = (
         ("learning-law",),
     ),
     Row(
+        45,
+        "LENSLLM: Unveiling Fine-Tuning Dynamics for LLM Selection (Zeng et al. 2025)",
+        ("jaxlm.theory.finetune_selection", "jaxlm.analysis.rectified_law"),
+        "planted laws are found; from half the sizes, a curve that the tangent kernel rectifies beside a power law",
+        ("finetune-selection",),
+    ),
+    Row(
         47,
         "A Modern Self-Referential Weight Matrix (Irie et al. 2022)",
         ("jaxlm.mixers.srwm.SRWM", "jaxlm.models.few_shot"),
