@@ -138,24 +138,23 @@ def look(params: Params, x: Array, noise: Array, shift: Array, s: Settings) -> T
     ends      of walks                                                             (walks, d)
     point, left          fixed points near the first samples; |f(z) - z| there     (exact, k), (exact)
     latent, pixel        their Jacobians                                           (exact, k, k), (exact, d, d)
-    walked, told         f^i(z + δ) - f^i(z) and J^i δ, over the size of δ          (exact, short + 1, k)
+    walked    f^i(z + δ) - f^i(z) there, over the size of δ                        (exact, short + 1, k)
     """
     f, g = lambda z: field(params, z), lambda x: again(params, x)
     length = lambda x: jnp.linalg.norm(x, axis=-1)  # noqa: E731
     code = jax.vmap(lambda x: apply(params["encoder"], x))(x)
     point = jax.vmap(lambda z: newton(f, z, 8))(code[: s.exact])
-    latent = jax.vmap(jax.jacfwd(f))(point)
-    walk = lambda f, x, turns: jax.vmap(lambda x: iterate(f, x, turns))(x)  # noqa: E731
+    jacobian = jax.vmap(jax.jacfwd(f))(jnp.concatenate([code, point]))
+    walk = jax.vmap(lambda z: iterate(f, z, s.short))(jnp.concatenate([point, point + SMALL * shift]))
     return {
         "off": length(jax.vmap(g)(x) - x) / length(x),
-        "jacobian": jax.vmap(jax.jacfwd(f))(code),
-        "ends": walk(g, noise, s.turns)[:, -1],
+        "jacobian": jacobian[: len(code)],
+        "ends": jax.vmap(lambda x: iterate(g, x, s.turns)[-1])(noise),
         "point": point,
-        "left": length(jax.vmap(f)(point) - point),
-        "latent": latent,
+        "left": length(walk[: s.exact, 1] - point),
+        "latent": jacobian[len(code) :],
         "pixel": jax.vmap(lambda z: jax.jacfwd(g)(apply(params["decoder"], z)))(point),
-        "walked": (walk(f, point + SMALL * shift, s.short) - walk(f, point, s.short)) / SMALL,
-        "told": jax.vmap(lambda j, d: iterate(lambda d: j @ d, d, s.short))(latent, shift),
+        "walked": (walk[s.exact :] - walk[: s.exact]) / SMALL,
     }
 
 
@@ -176,17 +175,21 @@ def judged(seen: Tree, images: np.ndarray, size: int) -> dict[str, float]:
     return {k: float(v) for k, v in found.items()}
 
 
-def checked(seen: Tree) -> dict[str, np.ndarray]:
+def checked(seen: list[Tree], shift: np.ndarray) -> dict[str, np.ndarray]:
     """What holds exactly at the fixed points that attract, as distances.   leaves (models * exact, ...)"""
-    flat = {k: np.concatenate([one[k] for one in seen]) for k in ("left", "latent", "pixel", "walked", "told")}
-    radii = radius(flat["latent"])
+    flat = {k: np.concatenate([one[k] for one in seen]) for k in ("left", "latent", "pixel", "walked")}
+    told = [np.tile(shift, (len(seen), 1))]
+    for _ in range(flat["walked"].shape[1] - 1):
+        told.append(np.einsum("nij,nj->ni", flat["latent"], told[-1]))
+    told, radii = np.stack(told, axis=1), radius(flat["latent"])
     there = (flat["left"] < 1e-10) & (radii < 1)
-    off = np.linalg.norm(flat["walked"] - flat["told"], axis=-1).max(axis=-1)
+    walked, told, size = flat["walked"][there], told[there], lambda x: np.linalg.norm(x, axis=-1)
     return {
         "radii": radii[there],
         "orders": np.abs(radii - radius(flat["pixel"]))[there],
-        "walks": (off / np.linalg.norm(flat["told"][:, 0], axis=-1))[there],
-        **{k: np.linalg.norm(flat[k], axis=-1)[there] for k in ("walked", "told")},
+        "walks": size(walked - told).max(axis=-1) / size(told[:, 0]),
+        "walked": size(walked),
+        "told": size(told),
     }
 
 
@@ -205,7 +208,7 @@ def run(s: Settings, lab: Lab) -> Result:
     sizes = np.tile(np.repeat(s.sizes, s.seeds), 2)
     shares = [judged(m, x, n) for m, x, n in zip(models, every, sizes, strict=True)]
     found = {k: np.reshape([d[k] for d in shares], (2, len(s.sizes), s.seeds)) for k in shares[0]}
-    exact = checked([m for m, n in zip(models[: len(models) // 2], sizes, strict=False) if n >= s.exact])
+    exact = checked([m for m, n in zip(models[: len(models) // 2], sizes, strict=False) if n >= s.exact], shift)
     lab.tell(1.0)
     return Result(claims(s, found, exact), series(s, found, exact, noise, models, images))
 
