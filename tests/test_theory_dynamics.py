@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from tolerance import close
 
+from jaxlm import taps
+from jaxlm.analysis.attention_entropy import attention_entropy
 from jaxlm.analysis.fixed_points import iterate, newton, radius
 from jaxlm.analysis.taylor import sharpest, tangent_kernel, taylor
 from jaxlm.errors import ConfigError
-from jaxlm.theory import attractors, catapult, neuron_alignment, single_neuron
+from jaxlm.layers.activation import ACTIVATIONS
+from jaxlm.module import init
+from jaxlm.ops.losses import nats
+from jaxlm.theory import attractors, catapult, neuron_alignment, relu_entropy, single_neuron
 
 
 def example(width=6, inputs=3):
@@ -138,3 +143,46 @@ def test_codes_follow_images(x64):
         return jax.vmap(encode)(images), iterate(lambda z: attractors.field(params, z), encode(x), 4)
 
     close(*walks(params, x), jnp.float64)
+
+
+def test_entropy_of_attention(x64):
+    even = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
+    rng, small = np.random.default_rng(5), 1e-3
+    scores = small * rng.normal(size=(4, 4))
+    near = np.where(np.tril(np.ones((4, 4))) > 0, np.exp(scores), 0)
+    near /= near.sum(-1, keepdims=True)
+    entropy, share = jax.jit(attention_entropy)(np.stack([even, np.eye(4), near]))
+    most = np.log(np.arange(1, 5))
+    close(entropy[:2], np.stack([most, 0 * most]), jnp.float64)
+    close(share[0, 1:], np.ones(3), jnp.float64)
+    variance = np.array([scores[t, : t + 1].var() for t in range(4)])
+    np.testing.assert_allclose(most - entropy[2], variance / 2, atol=10 * small**3)
+
+
+def test_what_a_line_leaves_of_an_activation(x64):
+    x = np.linspace(-12, 12, 2_000_001)  # fine, for the kink
+    w = np.exp(-(x**2) / 2)
+    w = w / w.sum()
+    for kind in relu_entropy.KINDS:
+        for s in (0.02, 0.5, 1.5):
+            y = np.asarray(ACTIVATIONS[kind](jnp.asarray(s * x)))
+            line = (w @ (y * x)) ** 2 / (w @ y**2 - (w @ y) ** 2)
+            np.testing.assert_allclose(relu_entropy.unlinear(kind, np.array(s)), 1 - line, atol=1e-10)
+
+
+def test_the_inside_of_a_decoder_without_norms():
+    s = relu_entropy.Settings(width=8, depth=2, heads=2)
+    model, rng = relu_entropy.decoder(s, "relu", False, 5), np.random.default_rng(6)
+    params, chars = init(model, jax.random.key(0)), rng.integers(5, size=(3, 7)).astype(np.int32)
+
+    @jax.jit
+    def both(params, chars):
+        inside = taps.capture(lambda x: model.apply(params, x)[0], ("resid", "mlp.in"))
+        return relu_entropy.look(model, "relu", params, chars), inside(chars[:, :-1])
+
+    got, (logits, seen) = both(params, chars)
+    close(got["paid"], jnp.mean(nats(logits, jnp.asarray(chars[:, 1:]))))
+    np.testing.assert_array_equal(seen["mlp.in"][0], seen["resid"][0])  # nothing between the stream and the MLP
+    into = np.einsum("lbtd,ldf->lfbt", seen["mlp.in"][0], params["body"]["block0"]["mlp"]["up"]).reshape(2, 32, -1)
+    close(got["size"], np.sqrt(into.var(-1).mean(-1)))
+    assert got["share"].shape == (2, 2) and (np.asarray(got["share"]) <= 1 + 1e-6).all()

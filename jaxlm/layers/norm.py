@@ -48,6 +48,15 @@ class RMSNorm(Module):
         return rms_norm(x, params["gain"], self.eps)
 
 
+class NoNorm(Module):
+    """x as it is, where a block has a norm.   x, y (..., d)"""
+
+    width: int
+
+    def apply(self, params: Params, x: Array) -> Array:
+        return x
+
+
 class LayerNorm(Module):
     """(x - mean) / std * gain + bias, biased variance (Ba et al. 2016).   x, y (..., d)"""
 

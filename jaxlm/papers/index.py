@@ -228,6 +228,13 @@ ROWS = (
         "recurrent = the paper's form; no later token moves an earlier one; the slope of a saturated gate",
     ),
     Row(
+        111,
+        "ReLU's Revival: On the Entropic Overload in Normalization-Free Large Language Models (Jha & Reagen 2024)",
+        ("jaxlm.theory.relu_entropy", "jaxlm.analysis.attention_entropy", "jaxlm.layers.norm.NoNorm"),
+        "entropy near its maximum is log n - v / 2; what a line leaves of GELU, by quadrature; ReLU beside GELU",
+        ("relu-entropy",),
+    ),
+    Row(
         113,
         "Understanding In-Context Learning in Transformers and LLMs by Learning Discrete Functions (Bhattamishra 2023)",
         ("jaxlm.tasks.boolean", "jaxlm.analysis.boolean"),
