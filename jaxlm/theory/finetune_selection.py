@@ -4,12 +4,14 @@ Small language models, of several texts and stages of training, are fine-tuned o
 the loss of each is that of its best look, the model before fine-tuning being the first. What a model already knows
 keeps that loss flat while the windows are few (pre-power phase), then it falls as a power:
     L(D) = B / (F t + D^β) + E          plain power law: t = 0
-The smaller half of the sizes is fitted, the larger half is told. F comes from the tangent kernel K of the losses of
-some windows at the model as it is, before any fine-tuning,
+Half of the sizes are fitted and the others told: every second one, or the smaller half. F comes from the tangent kernel
+K of the losses of some windows at the model as it is, before any fine-tuning,
     F = mean K_xx / mean K_xy, x ≠ y,
 the number of windows from which on what they share moves the weights more than what each has for itself; t is one
 number for all models. So the curve of a model has as many free numbers as a plain power law, B, β and E. (An own
-reading: in the paper F is a test loss that the kernel predicts, and models have up to 7 billion weights.)
+reading: in the paper F is a test loss that the kernel predicts, and models have up to 7 billion weights.) Between the
+sizes the shape with two phases is the better one, with one F for all models alike, too. From the smaller half alone
+neither curve knows where the loss will end, and the steeper one is farther off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +42,8 @@ QUESTION = "Does the tangent kernel before fine-tuning tell where its power law 
 ROWS = (45,)
 SOURCES = {"news": "ptb/ptb.valid.txt.gz", "articles": "wikitext-2/wiki.valid.tokens.gz"}
 NEEDS = (SHAKESPEARE, *SOURCES.values())
-HEADLINE = "larger half: error of the rectified curve over that of the power law, all seeds"
+HEADLINE = "every second size fitted: error of the rectified curve over that of the power law"
+FITTED = ("every second size", "smaller half")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Settings:
         stages: Steps of training before fine-tuning, multiples of the first; each is a model, from each source.
         batch: Windows a step.
         rate: Of Adam, before fine-tuning.
-        sizes: Windows of fine-tuning, growing; the first half is fitted.
+        sizes: Windows of fine-tuning, growing.
         steps: Of fine-tuning.
         tune_rate: Of Adam.
         looks: Times that a model is looked at in fine-tuning, a divisor of its steps.
@@ -72,12 +75,12 @@ class Settings:
     stages: tuple[int, ...] = (40, 160, 640)
     batch: int = 8
     rate: float = 5e-3
-    sizes: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-    steps: int = 120
+    sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    steps: int = 160
     tune_rate: float = 2e-3
-    looks: int = 24
+    looks: int = 16
     held: int = 48
-    kernel: int = 12
+    kernel: int = 32
     times: int = 20
     seeds: int = 3
 
@@ -187,19 +190,13 @@ def tuned(s: Settings, model: LM, models: Params, text: np.ndarray, lab: Lab) ->
     return np.concatenate([initial[:, None], best], axis=1).reshape(*shape, -1), kernel.reshape(shape)
 
 
-def laws(s: Settings, losses: np.ndarray, kernels: np.ndarray) -> dict[str, RectifiedLaw]:
-    """Curves of all models from the smaller half of the sizes.   (models, sizes), (models)
-
-    free   with a shift of each model's own, fitted like the rest
-    """
-    half, times = len(s.sizes) // 2, np.append(0.0, np.logspace(-2, 3, 5 * s.times))
-    sizes, seen = s.sizes[:half], losses[:, :half]
-    alone = [fit_rectified_law(sizes, row[None], [1.0], times) for row in seen]
-    scale, exponent, floor, shift = (np.concatenate(x) for x in zip(*[law[:4] for law in alone], strict=True))
+def laws(s: Settings, losses: np.ndarray, kernels: np.ndarray, at: np.ndarray) -> dict[str, RectifiedLaw]:
+    """Curves of all models from some of the sizes, also with an F that is one for all.   (m, sizes), (m), indices"""
+    sizes, seen, times = np.array(s.sizes)[at], losses[:, at], np.append(0.0, np.logspace(-2, 3, 5 * s.times))
     return {
         "power": fit_rectified_law(sizes, seen, kernels, (0.0,)),
         "rectified": fit_rectified_law(sizes, seen, kernels, times),
-        "free": RectifiedLaw(scale, exponent, floor, shift, np.nan, sum(law.squares for law in alone)),
+        "F alike": fit_rectified_law(sizes, seen, np.ones_like(kernels), times),
     }
 
 
@@ -213,58 +210,66 @@ def study(s: Settings, sources: Mapping[str, str], text: str, lab: Lab) -> Resul
     model = LM(letters, s.width, Stack(Block(Attention(s.width, s.heads), SwiGLU(s.width)), s.layers))
     models = candidates(s, model, learned, lab.part("models", 0.0, 0.2))
     losses, kernels = tuned(s, model, models, last, lab.part("tuned", 0.2, 1.0))
-    fits = laws(s, losses[..., 1:].reshape(-1, len(s.sizes)), kernels.ravel())
-    told = {name: law(s.sizes).reshape(losses[..., 1:].shape) for name, law in fits.items()}
+    order, flat = np.arange(len(s.sizes)), losses[..., 1:].reshape(-1, len(s.sizes))
+    halves = dict(zip(FITTED, (order[::2], order[: len(order) // 2]), strict=True))
+    found = {half: laws(s, flat, kernels.ravel(), at) for half, at in halves.items()}
+    told = {h: {k: f(s.sizes).reshape(*kernels.shape, -1) for k, f in fits.items()} for h, fits in found.items()}
+    times = {half: fits["rectified"].time for half, fits in found.items()}
     names = [f"{name}, {stage} steps" for name in sources for stage in s.stages]
     series = {
         "sizes": s.sizes, "models": names, "initial": losses[..., 0], "losses": losses[..., 1:], "kernels": kernels,
-        "told": told, "time": fits["rectified"].time,
+        "told": told, "times": times, "fitted": halves,
     }  # fmt: skip
-    return Result((*claims(s, losses, kernels, told), Claim("t", fits["rectified"].time)), series)
+    out = [c for half, at in halves.items() for c in judged(half, at, losses[..., 1:], told[half])]
+    out += [Claim(f"{half} fitted: t", time) for half, time in times.items()]
+    out += [Claim("F, least", float(kernels.min())), Claim("F, largest", float(kernels.max()))]
+    return Result((*out, *chosen(losses, told)), series)
 
 
-def claims(s: Settings, losses: np.ndarray, kernels: np.ndarray, told: dict[str, np.ndarray]) -> tuple[Claim, ...]:
-    half, last = len(s.sizes) // 2, losses[..., -1]
-    squares = {k: np.mean((x - losses[..., 1:])[..., half:] ** 2, axis=(1, 2)) for k, x in told.items()}  # (seeds,)
+def judged(half: str, at: np.ndarray, losses: np.ndarray, told: dict[str, np.ndarray]) -> list[Claim]:
+    """Errors of the curves at the sizes that were not fitted.   (seeds, models, sizes)"""
+    squares = {k: np.mean(np.delete(x - losses, at, axis=-1) ** 2, axis=(1, 2)) for k, x in told.items()}  # (seeds,)
     error = {k: float(np.sqrt(x.mean())) for k, x in squares.items()}
-    ratio = np.sqrt(squares["rectified"] / squares["power"])
-    out = [
-        Claim(HEADLINE, error["rectified"] / error["power"], high=1.0),
-        Claim("the same, worst seed", float(ratio.max()), high=1.0),
-        *(Claim(f"larger half: error of the {k} curve, nats", x) for k, x in error.items()),
-        Claim("F, least", float(kernels.min())),
-        Claim("F, largest", float(kernels.max())),
+    name, worst = "error of the rectified curve over that of the power law", squares["rectified"] / squares["power"]
+    return [
+        Claim(f"{half} fitted: {name}", error["rectified"] / error["power"], high=1.0),
+        Claim(f"{half} fitted: the same, worst seed", float(np.sqrt(worst.max())), high=1.0),
+        *(Claim(f"{half} fitted: error of the curve, {k}, nats", x) for k, x in error.items()),
     ]
-    guesses = {"rectified curve": told["rectified"][..., -1], "power law": told["power"][..., -1]}
-    guesses |= {"largest size that was fitted": losses[..., half], "loss before fine-tuning": losses[..., 0]}
+
+
+def chosen(losses: np.ndarray, told: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
+    """Models put into an order by what is known from the smaller half, and by their losses at the largest size."""
+    last, half, out = losses[..., -1], told[FITTED[1]], []
+    guesses = {"rectified curve": half["rectified"][..., -1], "power law": half["power"][..., -1]}
+    guesses["largest size that was fitted"] = losses[..., losses.shape[-1] // 2]
+    guesses["loss before fine-tuning"] = losses[..., 0]
     for name, guess in guesses.items():
         order = np.mean([rank_correlation(a, b) for a, b in zip(guess, last, strict=True)])
-        chosen = np.take_along_axis(last, np.argmin(guess, axis=1)[:, None], axis=1)[:, 0]
+        best = np.take_along_axis(last, np.argmin(guess, axis=1)[:, None], axis=1)[:, 0]
         out.append(Claim(f"models by {name}: rank correlation with the largest size's losses, mean", float(order)))
-        out.append(Claim(f"models by {name}: nats above the best one, mean", float(np.mean(chosen - last.min(axis=1)))))
-    return tuple(out)
+        out.append(Claim(f"models by {name}: nats above the best one, mean", float(np.mean(best - last.min(axis=1)))))
+    return out
 
 
 def draw(figure, series) -> None:
-    figure.set_size_inches(12, 4.5)
-    a, b = figure.subplots(1, 2)
-    sizes, half = np.array(series["sizes"]), len(series["sizes"]) // 2
-    for n, name in enumerate(series["models"]):
-        losses = np.array(series["losses"][0][n])
-        a.plot(sizes[:half], losses[:half], f"C{n}o", label=name)
-        a.plot(sizes[half:], losses[half:], f"C{n}o", mfc="none")
-        a.plot(sizes, series["told"]["rectified"][0][n], f"C{n}-", lw=1)
-        a.plot(sizes, series["told"]["power"][0][n], f"C{n}:", lw=1)
-        for seed, told in zip(series["losses"], series["told"]["rectified"], strict=True):
-            b.plot(told[n][-1], seed[n][-1], f"C{n}o")
-    a.axvline(np.sqrt(sizes[half - 1] * sizes[half]), color="0.7", lw=1)
-    a.plot([], [], "k-", lw=1, label="rectified curve, of the left half")
-    a.plot([], [], "k:", lw=1, label="power law, of the left half")
-    a.set(title="Fine-tuning of one seed's models", xlabel="windows D", ylabel="nats a character", xscale="log")
-    low, high = np.min(series["losses"], axis=(0, 1))[-1], np.max(series["losses"], axis=(0, 1))[-1]
-    b.plot([low, high], [low, high], "k:", label="equal")
-    b.set(
-        title=f"{sizes[-1]} windows: told and measured, nats", xlabel="told by the rectified curve", ylabel="measured"
-    )
-    for axes in (a, b):
-        axes.legend(fontsize=7, frameon=False)
+    figure.set_size_inches(13, 4.5)
+    *panels, c = figure.subplots(1, 3)
+    sizes, seen = np.array(series["sizes"]), np.array(series["losses"][0])
+    for a, (half, at) in zip(panels, series["fitted"].items(), strict=True):
+        others = np.setdiff1d(np.arange(len(sizes)), at)
+        for n, name in enumerate(series["models"]):
+            a.plot(sizes[at], seen[n, at], f"C{n}o", label=name)
+            a.plot(sizes[others], seen[n, others], f"C{n}o", mfc="none")
+            a.plot(sizes, series["told"][half]["rectified"][0][n], f"C{n}-", lw=1)
+            a.plot(sizes, series["told"][half]["power"][0][n], f"C{n}:", lw=1)
+        a.plot([], [], "k-", lw=1, label="rectified curve")
+        a.plot([], [], "k:", lw=1, label="power law")
+        a.set(title=f"One seed; {half} fitted (full)", xlabel="windows D", ylabel="nats a character", xscale="log")
+        a.legend(fontsize=7, frameon=False)
+    for n, (half, told) in enumerate(series["told"].items()):
+        for style, name in (("-", "rectified"), (":", "power")):
+            error = np.sqrt(np.mean(np.square(np.array(told[name]) - series["losses"]), axis=(0, 1)))
+            c.loglog(sizes, error, f"C{n}o{style}", label=f"{name}, {half} fitted")
+    c.set(title="Error, all seeds and models, nats", xlabel="windows D")
+    c.legend(fontsize=7, frameon=False)
