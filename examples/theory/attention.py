@@ -1,7 +1,8 @@
 # %% [markdown]
 # # What attention finds, loses, and looks away from
-# Three experiments: which topics a layer learns from masked words, what a decoder's last token still knows of a long
-# past, and why so much attention goes to the first token. Each is a module of `jaxlm.theory`.
+# Four experiments: which topics a layer learns from masked words, what a decoder's last token still knows of a long
+# past, why so much attention goes to the first token, and what attention gives an MLP to read. Each is a module of
+# `jaxlm.theory`.
 
 # %%
 # %pip install -q jaxlm
@@ -18,7 +19,7 @@ import numpy as np
 from jaxlm.analysis.topics import block_optimum, optimum
 from jaxlm.data.topics import Masking, Topics
 from jaxlm.papers import Lab
-from jaxlm.theory import first_token_sinks, glasses, topic_structure
+from jaxlm.theory import attention_regions, first_token_sinks, glasses, topic_structure
 
 SMOKE = False  # True: tiny sizes, to see that everything runs
 
@@ -113,3 +114,21 @@ for i, context in enumerate(settings.contexts):
 # %% [markdown]
 # Try more `steps` and more `layers`: when does the first sink appear, and in which layer? Try `look` with a begin token
 # that training never saw first.
+#
+# ## Regions
+# An MLP of ReLU units is affine on pieces of its input. Do more heads and a longer context give one and the same MLP
+# more of them, and a better fit?
+#
+# A head's output is a convex combination of its $t$ values of size $k$, and heads add up: what comes out lies in the
+# Minkowski sum of $h$ hulls, and $f$ units cut it into
+# $$\text{regions} \le \sum_{j \le m} \binom fj, \qquad m = \min\big(d,\; h \min(t - 1, k)\big) .$$
+# When the last token goes round a circle, softmax lays the output along a loop. A unit with Gaussian weights and biases
+# of spread $\sigma$ cuts it $\ell / \pi$ times in the mean, $\ell$ the length of $(z, \sigma)$ seen from $0$ (Cauchy
+# and Crofton). (Cosentino and Shekkizhar 2024.)
+
+# %%
+show(attention_regions, seeds=1, sharp=(4.0,), few_tokens=(2, 3), tokens=(2, 8), grid=1024, points=128, steps=300)
+
+# %% [markdown]
+# Try `sharp=(1.0,)`: softmax averages, and loops hardly grow. Try `frequency=2` and `frequency=32`: which sines need
+# more heads?

@@ -1,20 +1,31 @@
 # %% [markdown]
 # # Scaling: why losses are power laws
-# Five small experiments on how loss falls with size, data, width and steps, each with the theory drawn over what is
+# Six small experiments on how loss falls with size, data, width and steps, each with the theory drawn over what is
 # measured. Every one is also a command, `jaxlm reproduce NAME`, at the size that the claims are judged at.
 
 # %%
 # %pip install -q jaxlm
 
 # %%
+import argparse
 import dataclasses
+import difflib
+import inspect
+import tarfile
 
 import jax
 import matplotlib.pyplot as plt
 
 from jaxlm.papers.record import plain
 from jaxlm.papers.result import Lab, silent
-from jaxlm.theory import learning_law, linear_representations, scaling_fit, solvable_scaling, superposition
+from jaxlm.theory import (
+    finetune_selection,
+    learning_law,
+    linear_representations,
+    scaling_fit,
+    solvable_scaling,
+    superposition,
+)
 
 SMOKE = False  # True: tiny sizes, to see that everything runs
 
@@ -23,7 +34,11 @@ SMOKE = False  # True: tiny sizes, to see that everything runs
 def show(module, tell=silent, **changes):
     """Run an experiment at a small size, print its claims and draw its figure."""
     settings = module.BUDGETS["smoke"] if SMOKE else dataclasses.replace(module.BUDGETS["cpu"], **changes)
-    result = module.run(settings, Lab(jax.random.key(0), tell=tell))
+    shown(module, module.run(settings, Lab(jax.random.key(0), tell=tell)))
+
+
+def shown(module, result):
+    """Print a result's claims and draw its figure."""
     for claim in result.claims:
         theirs = "" if claim.paper is None else f"   (theory {claim.paper:.3g})"
         print(f"{claim.ours:10.4g}   {claim.name}{theirs}")
@@ -158,3 +173,26 @@ show(scaling_fit, seeds=3)
 
 # %% [markdown]
 # **Try next.** Fewer `points`, all at one ratio of tokens to parameters: which numbers are lost first?
+
+# %% [markdown]
+# ## 6. Fine-tuning, and which model to choose
+# What will a fine-tuned model cost with much data, told from its losses with little? And can the tangent kernel of the
+# model before fine-tuning help?
+#
+# What a model knows keeps its loss flat while data are few; then it falls as a power (Zeng et al. 2025):
+# $$L(D) = \frac{B}{F t + D^{\beta}} + E, \qquad F = \frac{\mathrm{mean}\;K_{xx}}{\mathrm{mean}\;K_{xy}},$$
+# $K$ the tangent kernel of the losses of some windows: $F$ windows move the weights as much by what they share as by
+# what each has for itself. $t$ is one number for all models, $t = 0$ a plain power law.
+# Between the sizes that were fitted the two phases help; beyond them neither curve is to be trusted.
+
+# %%
+sources = {"argparse": inspect.getsource(argparse), "difflib": inspect.getsource(difflib)}
+small = finetune_selection.BUDGETS["smoke" if SMOKE else "cpu"]
+if not SMOKE:
+    small = dataclasses.replace(small, sizes=(2, 4, 8, 16, 32, 64, 128, 256), steps=80, looks=8, kernel=16, seeds=1)
+result = finetune_selection.study(small, sources, inspect.getsource(tarfile), Lab(jax.random.key(0)))
+shown(finetune_selection, result)
+
+# %% [markdown]
+# **Try next.** The source of `zipfile` among the `sources`: does it come first, before fine-tuning and after? More
+# `stages`: does $F$ grow with what a model knows?
