@@ -62,7 +62,9 @@ if sys.argv[1] == "slow":
     time.sleep(60)
 if sys.argv[1] == "wrong":
     sys.exit("error: a wrong flag")
-json.dump({"config": sys.argv[1], "topology": sys.argv[3], "outcome": "compiled"}, open(file, "w"))
+outcome = "not compiled" if sys.argv[1] == "broken" else "compiled"
+json.dump({"config": sys.argv[1], "topology": sys.argv[3], "outcome": outcome}, open(file, "w"))
+sys.exit("error: the compiler broke" if sys.argv[1] == "broken" else 0)
 """
 
 
@@ -76,6 +78,8 @@ def test_a_row_of_the_table(tmp_path):
     assert "did not compile in 0.5 s" in compile_table.cells(row)
     with pytest.raises(SystemExit, match="a wrong flag"):
         compile_table.compiled("wrong --topology v5e-16", 30, program=program)
+    with pytest.raises(SystemExit, match="the compiler broke"):  # with the plan's part in the file
+        compile_table.compiled("broken --topology v5e-16", 30, program=program)
 
 
 def test_the_page_has_the_table_of_the_committed_answers():

@@ -64,9 +64,11 @@ def compiled(args: str, limit: float, more: str = "", program: Path = HERE / "co
             row |= json.loads(file.read_text()) if file.exists() else {}  # the plan's part is there before
             said = f"did not compile in {limit:g} s, {ran() - before:.0f} of a core"
             return row | {"outcome": "did not end", "said": said}
-        if done.returncode not in (0, 1) or not file.exists():
+        found = json.loads(file.read_text()) if file.exists() else {"outcome": None}
+        answers = ("not compiled",) if more else DONE
+        if done.returncode not in (0, 1) or found["outcome"] not in answers:
             raise SystemExit(f"{row['command']}: {done.stderr.strip() or done.returncode}")
-        return row | json.loads(file.read_text())
+        return row | found
 
 
 def ran() -> float:
