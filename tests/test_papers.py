@@ -29,9 +29,8 @@ class TestResult:
         assert found["claims"] and all(c["passed"] is None for c in found["claims"])
         assert told == sorted(told) and all(0 <= f <= 1 for f in told)
         file = record.write(found, module, tmp_path, name)
-        again = record.read(file)
-        assert again["claims"] == found["claims"] and file.with_suffix(".png").stat().st_size > 5000
-        record.picture(again, module, tmp_path / "again.png")
+        assert record.read(file)["claims"] == found["claims"]
+        assert file.with_suffix(".png").stat().st_size > 5000  # drawn from what the file says
 
     def test_missing_data_is_one_line(self, name, tmp_path):
         module = papers.result(name)

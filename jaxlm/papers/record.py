@@ -64,7 +64,7 @@ def write(record: Record, module: ModuleType, folder: Path, name: str) -> Path:
     new = file.with_suffix(".new")
     new.write_text(json.dumps(record, allow_nan=False, separators=(",", ":")).replace('],"', '],\n"') + "\n")
     new.replace(file)
-    picture(record, module, file.with_suffix(".png"))
+    picture(read(file), module, file.with_suffix(".png"))
     return file
 
 
