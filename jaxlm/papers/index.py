@@ -101,7 +101,7 @@ ROWS = (
         45,
         "LENSLLM: Unveiling Fine-Tuning Dynamics for LLM Selection (Zeng et al. 2025)",
         ("jaxlm.theory.finetune_selection", "jaxlm.analysis.rectified_law"),
-        "planted laws are found; from half the sizes, a curve that the tangent kernel rectifies beside a power law",
+        "planted laws are found; the rectified curve is nearer between the sizes fitted, not from the smaller half",
         ("finetune-selection",),
     ),
     Row(

@@ -11,7 +11,8 @@ the number of windows from which on what they share moves the weights more than 
 number for all models. So the curve of a model has as many free numbers as a plain power law, B, β and E. (An own
 reading: in the paper F is a test loss that the kernel predicts, and models have up to 7 billion weights.) Between the
 sizes the shape with two phases is the better one, with one F for all models alike, too. From the smaller half alone
-neither curve knows where the loss will end, and the steeper one is farther off.
+neither curve knows where the loss will end, and the steeper one is farther off. (The smaller half was judged first;
+every second size came after that had failed.)
 """
 
 from collections.abc import Mapping, Sequence
