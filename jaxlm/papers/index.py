@@ -105,6 +105,13 @@ ROWS = (
         ("finetune-selection",),
     ),
     Row(
+        46,
+        "Resona: Improving Context Copying in Linear Recurrence Models with Retrieval (Wang et al. 2025)",
+        ("jaxlm.mixers.resona.Resona", "jaxlm.tasks.MQAR"),
+        "with the gate at nothing the base, bit for bit; recall of more pairs than the state has numbers",
+        ("resona",),
+    ),
+    Row(
         47,
         "A Modern Self-Referential Weight Matrix (Irie et al. 2022)",
         ("jaxlm.mixers.srwm.SRWM", "jaxlm.models.few_shot"),
@@ -399,6 +406,13 @@ ROWS = (
             "jaxlm.mixers.log_linear.LogLinearGatedDeltaNet",
         ),
         "chunked = token by token = the masked product; live states at most log2 T + 1; weights of 1 give the parent",
+    ),
+    Row(
+        206,
+        "Liger: Linearizing Large Language Models to Gated Recurrent Structures (Lan et al. 2025)",
+        ("jaxlm.mixers.liger.Liger", "jaxlm.bridges.liger.linearise", "jaxlm.layers.lora.LoRA"),
+        "the recurrence in numpy; the weights of a softmax model, no other; tuned a little, near its perplexity",
+        ("liger",),
     ),
     Row(
         220,
