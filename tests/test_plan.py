@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,8 +19,9 @@ from jaxlm.layers.mlp import SwiGLU
 from jaxlm.mixers import make
 from jaxlm.models import LM
 from jaxlm.plan import CHIPS, chip, plan
-from jaxlm.plan.compiled import bytes_of, collectives
+from jaxlm.plan.compiled import bytes_of, collectives, whole
 from jaxlm.plan.graph import graph_of
+from jaxlm.plan.memory import peak
 from jaxlm.plan.placing import place
 from jaxlm.plan.traffic import between_devices, turns
 from jaxlm.sharding import mesh as make_mesh
@@ -37,11 +39,18 @@ def experiment(mixer: str, width: int = 64, depth: int = 4, remat: str = "none",
     return Experiment("plan", model, optax.adamw(1e-3), DATA, 10, batch, mesh=mesh, **more)
 
 
-def compiled(exp: Experiment):
-    """The compiler's account of the update."""
+def compiled(exp: Experiment) -> tuple[int, int]:
+    """Bytes of arguments and temporaries by the compiler's account of the update.
+
+    XLA for CPU copies a moment of the optimizer that is donated, since two loops read it, and holds the copies from the
+    first operation to the last. XLA for TPU copies none: the plan does not count them, and here they are taken out.
+    """
     mesh = make_mesh(exp.mesh)
     _, target = first_state(exp, mesh)
-    return train_step(exp, mesh).lower(target, abstract_batch(exp, mesh)).compile().memory_analysis()
+    program = train_step(exp, mesh).lower(target, abstract_batch(exp, mesh)).compile()
+    copies = re.findall(r"= (\S+) copy\((?:\S+ )?%state_optimizer", program.as_text())
+    held = program.memory_analysis()
+    return held.argument_size_in_bytes, held.temp_size_in_bytes - sum(map(whole, copies))
 
 
 @pytest.mark.parametrize(
@@ -57,15 +66,16 @@ def compiled(exp: Experiment):
     ids=lambda e: f"{e.model.body.pattern[0].mixer.__class__.__name__} {e.model.body.remat} {e.mesh}",
 )
 def test_bytes_are_those_of_the_compiler_within_15_percent(exp):
-    found, said = plan(exp, CHIPS["v5e"]), compiled(exp)
+    found, (arguments, temporary) = plan(exp, CHIPS["v5e"]), compiled(exp)
     held = found.weights + found.optimizer + found.batch
-    assert abs(held - said.argument_size_in_bytes) < 200  # the step's number, and the optimizer's
-    whole = said.argument_size_in_bytes + said.temp_size_in_bytes
-    assert 0.85 <= found.bytes / whole <= 1.15, found.bytes / whole
+    assert abs(held - arguments) < 200  # the step's number, and the optimizer's
+    ratio = found.bytes / (arguments + temporary)
+    assert 0.85 <= ratio <= 1.15, ratio
 
 
 def split(graph_function, *args, ins, outs, mesh):
-    return place(graph_of(jax.make_jaxpr(graph_function)(*args)), mesh, ins, outs)
+    graph = graph_of(jax.make_jaxpr(graph_function)(*args))
+    return place(graph, mesh, ins, [((),) * len(graph.shapes[v]) for v in graph.outs] if outs is None else outs)
 
 
 def test_what_is_sent_follows_from_the_splits():
@@ -102,6 +112,52 @@ def test_a_loop_sends_what_its_body_sends_as_often():
     placed = split(f, x, w, ins=[rows, ((), ("fsdp",), ())], outs=[rows], mesh={"fsdp": 4})
     assert between_devices(placed) == {"all-gather": 6 * 32 * 32 * 4 // 4 * 3}
     assert turns(placed.graph) == 6
+
+
+def test_sums_that_a_loop_only_adds_up_are_made_once_after_it():
+    n, turns = 4, 6
+    one = 2 * 32 * 8 * (n - 1) // n  # numbers that a device sends to sum a gradient
+
+    def over(step, *xy):
+        return jax.lax.scan(step, jnp.zeros((32, 8)), xy)
+
+    def sent(step, dtype=jnp.float32):
+        x, y = (jax.ShapeDtypeStruct((turns, 16, d), dtype) for d in (32, 8))
+        rows = ((), ("data",), ())
+        return between_devices(split(partial(over, step), x, y, ins=[rows, rows], outs=None, mesh={"data": n}))
+
+    added = lambda total, xy: (total + jnp.sum((xy[0].T @ xy[1])[None], 0), None)  # noqa: E731
+    assert sent(added) == {"all-reduce": 4 * one}
+    stacked = lambda _, xy: (_, xy[0].T @ xy[1])  # noqa: E731
+    assert sent(stacked) == {"all-reduce": turns * 4 * one}  # each turn's own
+    read = lambda total, xy: (total + xy[0].T @ xy[1], total)  # noqa: E731
+    assert sent(read) == {"all-reduce": turns * 4 * one}  # a turn wants the sum so far
+    wider = lambda total, xy: (total + (xy[0].T @ xy[1]).astype(jnp.float32), None)  # noqa: E731
+    assert sent(wider, jnp.bfloat16) == {"all-reduce": turns * 2 * one}  # as narrow as it is made
+    nested = lambda total, xy: (total + over(added, *(a[None] for a in xy))[0], None)  # noqa: E731
+    assert sent(nested) == {"all-reduce": turns * 4 * one}  # out of the inner loop alone
+
+
+def test_a_weight_that_two_products_of_a_turn_read_is_gathered_once():
+    x, w = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    rows = (("fsdp",), ())
+    placed = split(lambda x, w: jnp.tanh(x @ w) @ w, x, w, ins=[rows, rows], outs=[rows], mesh={"fsdp": 4})
+    assert between_devices(placed) == {"all-gather": 32 * 32 * 4 // 4 * 3}
+
+
+def test_rows_added_to_a_table_are_summed_over_the_devices_that_have_them():
+    tokens, rows = jax.ShapeDtypeStruct((8, 4), jnp.int32), jax.ShapeDtypeStruct((8, 4, 16), jnp.float32)
+    add = lambda tokens, rows: jnp.zeros((32, 16)).at[tokens].add(rows)  # noqa: E731
+    placed = split(add, tokens, rows, ins=[(("data",), ()), (("data",), (), ())], outs=[((), ())], mesh={"data": 4})
+    assert between_devices(placed) == {"all-reduce": 2 * 32 * 16 * 4 * 3 // 4}
+
+
+def test_what_a_loop_stacks_and_nothing_reads_takes_no_room():
+    x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    loop = lambda x: jax.lax.scan(lambda c, x: (c + jnp.sum(x), jnp.sort(x)), jnp.zeros(()), x)  # noqa: E731
+    needs = lambda f: peak(split(f, x, ins=[((), ())], outs=None, mesh={}))  # noqa: E731
+    stack = 64 * 256 * 4
+    assert needs(lambda x: loop(x)[0]) < stack // 8 and needs(lambda x: jnp.sort(loop(x)[1], 0)) >= stack
 
 
 def test_a_compiled_program_tells_the_same():
@@ -144,6 +200,38 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 """
     parts = {"reduce-scatter": 5 * 7 * 128, "all-gather": 7 * 8, "all-reduce": 2 * 10 // 2, "collective-permute": 16}
     assert collectives(text) == parts | {"all-to-all": 64 // 8 * 7}
+
+
+def test_loops_of_a_text_turn_by_their_counters_and_a_drawn_collective_is_sent_once():
+    """A product that takes its weight from neighbour to neighbour does two steps in a turn."""
+    text = """HloModule m, num_partitions=8
+
+%piece (p: bf16[4,8]) -> bf16[32,8] {
+  ROOT %g = bf16[32,8] all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%turn (p: (u32[], bf16[4,8])) -> (u32[], bf16[4,8]) {
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%p), index=0
+  %next = u32[] add(%i, %two)
+  %a = bf16[4,8] get-tuple-element(%p), index=1
+  %d = bf16[4,8] collective-permute(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %f = bf16[32,8] fusion(%d), kind=kCustom, calls=%piece
+  ROOT %t = (u32[], bf16[4,8]) tuple(%next, %d)
+}
+
+%until (p: (u32[], bf16[4,8])) -> pred[] {
+  %limit = u32[] constant(8)
+  %j = u32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %s = bf16[32,8] fusion(%a), kind=kCustom, calls=%piece
+  ROOT %w = (u32[], bf16[4,8]) while(%t), condition=%until, body=%turn
+}
+"""
+    assert collectives(text) == {"all-gather": 32 * 8 * 2 // 8 * 7, "collective-permute": 4 * 4 * 8 * 2}
 
 
 def test_more_chips_hold_less_and_a_step_takes_what_bounds_it_longest():

@@ -14,7 +14,9 @@ CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 CONDITION = re.compile(r"condition=%?([\w.-]+)")
-LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+COUNTER = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
+NAME = re.compile(r"%([\w.-]+)")
 CHANNEL = re.compile(r"channel_id=(\d+)")
 GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]<=|\{\{([\d,]+)\}|mesh\[([^]]*)\] \{([^}]*)\})")
 AXIS = re.compile(r"'([^']*)'(?:=|:\(\d+\))?(\d*)")
@@ -57,9 +59,13 @@ def collectives(text: str) -> dict[str, int]:
             if name not in known:
                 known[name] = Counter()  # a computation does not call itself
                 for line in bodies.get(name, ()):
-                    known[name] |= of_line(line)
-            out |= known[name]
+                    add(known[name], of_line(line))
+            add(out, known[name])
         return out
+
+    def add(out: Sent, more: Sent) -> None:
+        """One that is drawn through other operations, turns of loops too, stands in each piece: it is sent once."""
+        out.update({key: min(n, out[key]) - out[key] if key in out else n for key, n in more.items()})
 
     def of_line(line: str) -> Sent:
         found = LINE.match(line)
@@ -67,7 +73,7 @@ def collectives(text: str) -> dict[str, int]:
             return Counter()
         name, shape, kind, rest = found.groups()
         plain = kind.removesuffix("-start")
-        if plain in COLLECTIVES:  # one that is drawn through other operations stands in each of its pieces
+        if plain in COLLECTIVES:
             channel = CHANNEL.search(rest)
             return Counter({(plain, channel[1] if channel else name): sent(kind, whole(shape), group(rest, devices))})
         if kind.endswith("-done") or kind.endswith("-update"):
@@ -83,11 +89,28 @@ def collectives(text: str) -> dict[str, int]:
 
 
 def trips(rest: str, bodies: dict[str, list[str]]) -> int:
-    """How often a while loop turns: the compiler's word, or else the number that its counter is compared with."""
+    """How often a while loop turns: the compiler's word, or else its counter's limit by what a turn adds to it."""
     known, condition = TRIPS.search(rest), CONDITION.search(rest)
     if known or not condition:
         return int(known[1]) if known else 1
-    return max((int(n) for n in LIMIT.findall("\n".join(bodies.get(condition[1], ())))), default=1)
+    text = "\n".join(bodies.get(condition[1], ()))
+    limit, counter = max((int(n) for n in LIMIT.findall(text)), default=1), COUNTER.search(text)
+    return -(-limit // added(bodies.get(CALLED.findall(rest)[0], []), int(counter[1]))) if counter else limit
+
+
+def added(body: list[str], place: int) -> int:
+    """What a turn adds to the number at a place of what a loop carries; 1 where the text does not tell.
+
+    A product that takes in its weight from device to device is a loop whose turn does two steps.
+    """
+    lines = {found[1]: found for found in map(LINE.match, body) if found}
+    root = next((LINE.match(line) for line in body if line.lstrip().startswith("ROOT")), None)
+    results = NAME.findall(root[4].partition(")")[0]) if root else []
+    last = lines.get(results[place]) if place < len(results) else None
+    if not last or last[3] != "add":
+        return 1
+    steps = (lines.get(name) for name in NAME.findall(last[4].partition(")")[0]))
+    return next((int(s[4].partition(")")[0]) for s in steps if s and s[3] == "constant"), 1)
 
 
 def group(rest: str, devices: int) -> int:

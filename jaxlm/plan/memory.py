@@ -64,6 +64,10 @@ class Written:
             return False
         return all(op.name in READERS for op in readers)
 
+    def unmade(self, value: int, op: Operation) -> bool:
+        """Is it what a loop gives and nothing reads? Then XLA takes it out: so no cache of keys while training."""
+        return op.name == "scan" and value not in self.users and value not in self.results
+
     def sources(self, op: Operation) -> set[int]:
         """What an operation reads from memory: its operands, or what the joined ones of them are made of."""
         found, left = set(), list(op.ins)
@@ -89,7 +93,7 @@ def peak(p: Placed, kept: Container[int] | None = None) -> int:
         if op.name == "dot_general":
             within = turned(p, op) + unsplit(p, op)
         for v in op.outs:
-            if written.joined(v) or (v in written.results and kept is None):
+            if written.joined(v) or written.unmade(v, op) or (v in written.results and kept is None):
                 continue
             now += p.bytes(v)
             if kept is None or v not in kept:

@@ -3,10 +3,11 @@
 import math
 from collections import Counter
 
-from jaxlm.plan.graph import Graph, Operation
+from jaxlm.plan.graph import Graph
 from jaxlm.plan.manual import sent
 from jaxlm.plan.memory import Written
-from jaxlm.plan.placing import Placed, exchanged
+from jaxlm.plan.placing import Placed, axes_of, exchanged
+from jaxlm.plan.sums import Sums
 
 
 def to_memory(p: Placed) -> int:
@@ -28,24 +29,31 @@ def between_devices(p: Placed) -> Counter[str]:
     """Bytes that a device sends, by kind: what is gathered to be read whole, sums over devices, and what they scatter.
 
     Rings are assumed: of n devices each sends s (n - 1) / n to gather or scatter s bytes, twice that to sum them.
+    A compiler may send more: for some pods XLA sums where it could scatter or gather, which is twice the bytes.
     """
-    total: Counter[str] = Counter()
+    return within(Sums(p))
+
+
+def within(sums: Sums) -> Counter[str]:
+    """The same of a graph, without the sums that wait until the loop around it has ended."""
+    p, total = sums.p, Counter[str]()
+    gathered: set[tuple[int, int]] = set()
     for i, op in enumerate(p.graph.operations):
-        if p.bodies.get(i):
+        if i in sums.bodies:
             times = op.params["length"] if op.name == "scan" else 1
-            for kind, n in between_devices(p.bodies[i][0]).items():
+            for kind, n in within(sums.bodies[i]).items():
                 total[kind] += times * n
         elif op.name == "dot_general":
-            total += product(p, op)
-        elif op.name == "gather":
-            collapsed = op.params["dimension_numbers"].collapsed_slice_dims
-            total += summed(p, op.outs[0], {a for d in collapsed for a in p.splits[op.ins[0]][d]})
-        elif op.name == "reduce_sum":
-            gone = {a for d in op.params["axes"] for a in p.splits[op.ins[0]][d]}
-            total += summed(p, op.outs[0], gone)
+            # What two products of one turn read whole is gathered once: with remat the product that is computed again
+            # and the one that goes back. From turn to turn nothing is kept: a whole weight would stay.
+            found = set(exchanged(p, op)[0].items()) - gathered
+            gathered |= found
+            total["all-gather"] += sum(p.bytes(v) * (ways - 1) for v, ways in found)
         else:
             total += sent(p, op)
-    return total
+        for v in op.outs:
+            total += summed(p, v, sums.parts.get(v, set()), v in sums.waiting)
+    return +total
 
 
 def turns(graph: Graph) -> int:
@@ -57,17 +65,8 @@ def turns(graph: Graph) -> int:
     return total
 
 
-def product(p: Placed, op: Operation) -> Counter[str]:
-    """What a product gathers of its operands, and sums of its result."""
-    gathered, partial = exchanged(p, op)
-    total = Counter({"all-gather": sum(p.bytes(v) * (ways - 1) for v, ways in gathered.items())})
-    return +total + summed(p, op.outs[0], partial)
-
-
-def summed(p: Placed, out: int, axes: set[str]) -> Counter[str]:
-    """A sum over devices; where the result is split over them too, each keeps its part."""
-    kept = {a for own in p.splits[out] for a in own} & axes
-    n, m = (math.prod(p.mesh[a] for a in group) for group in (axes - kept, kept))
-    whole = p.bytes(out) * m
-    found = Counter({"all-reduce": 2 * whole // m * (n - 1) // n, "reduce-scatter": whole * (m - 1) // m})
-    return +found
+def summed(p: Placed, out: int, axes: set[str], waits: bool) -> Counter[str]:
+    """A sum over devices; where the result is split over them too, each keeps its part, and that does not wait."""
+    kept = axes_of(p, out) & axes
+    n, m = (1 if waits else math.prod(p.mesh[a] for a in axes - kept)), math.prod(p.mesh[a] for a in kept)
+    return Counter({"all-reduce": 2 * p.bytes(out) * (n - 1) // n, "reduce-scatter": p.bytes(out) * (m - 1)})
