@@ -68,7 +68,7 @@ class Settings:
     length: int = 64
     batch: int = 8
     steps: int = 300
-    rate: float = 1e-2
+    rate: float = 4e-3
     seeds: int = 3
     held: int = 128
 
@@ -164,12 +164,14 @@ def claims(s: Settings, found: dict[str, dict[str, Tree]]) -> tuple[Claim, ...]:
     for end in ("", ", norms") if s.normed else ("",):
         below = 1 - np.exp(found[one + end]["trained"]["paid"] - found[other + end]["trained"]["paid"])
         nearer = np.mean(early[other + end]["trained"]) - np.mean(early[one + end]["trained"])
+        any_layer = np.mean(found[other + end]["trained"]["share"] - found[one + end]["trained"]["share"])
         where, least, more = ("with norms", -np.inf, -np.inf) if end else ("without norms", 0.03, 0.0)
         paper = None if end else 0.082
         out += [
             Claim(f"{where}: perplexity of {one} below {other}'s, share", below.mean(), low=least, paper=paper),
             Claim(f"{where}: the same, least of the seeds", below.min()),
             Claim(f"{where}: early heads' share of maximum entropy, {other} less {one}", nearer, low=more),
+            Claim(f"{where}: the same of all heads", any_layer),
         ]
     for name, f in found.items():
         out += [
@@ -193,6 +195,7 @@ def draw(figure, series) -> None:
             share = np.mean(seen[when]["share"], axis=-1)
             a.plot(np.arange(1, len(share) + 1), share, f"C{n}o{line}", ms=4, label=name if when == "trained" else None)
     a.plot([], [], "k:", label="at first")
+    a.xaxis.get_major_locator().set_params(integer=True)
     a.set(xlabel="layer", ylabel="entropy of attention, of its maximum", title="Heads, mean")
     for n, (name, curve) in enumerate(series["curves"].items()):
         b.semilogx(series["size"], curve, f"C{n}-", label=f"{name}, closed form")
