@@ -16,17 +16,11 @@ def apply(mixer, params, x, state=None, starts=None):
     return mixer.apply(params, x, state, starts)
 
 
-@partial(jax.jit, static_argnums=0)
-def _noisy(mixer, seed):
-    leaves, tree = jax.tree.flatten(init(mixer, jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [p + 0.1 * jax.random.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noise)
-
-
 def noisy(mixer, seed=0):
     """Initial weights with noise on top, so that no bias is zero and no two gates agree; numpy, free to be changed."""
-    return jax.tree.map(np.array, _noisy(mixer, seed))
+    draw = np.random.default_rng(seed + 1)
+    noise = lambda p: np.asarray(p + 0.1 * draw.standard_normal(p.shape), p.dtype)  # noqa: E731
+    return jax.tree.map(noise, jax.device_get(init(mixer, jax.random.key(seed))))
 
 
 def example(mixer, t=7, batch=3, seed=0):

@@ -64,6 +64,11 @@ def pytest_runtest_teardown(item, nextitem):
         jax.clear_caches()
 
 
+def pytest_collection_modifyitems(items):
+    """What takes a worker a minute or more comes first, so that at the end none waits long for the other."""
+    items.sort(key=lambda item: item.path.name not in ("test_train.py", "test_processes.py", "test_faults.py"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A file's tests stay in one worker, which has their programs compiled; a parametrized class is split by parameter.

@@ -1,6 +1,7 @@
 """kNN-LM and MLP memory: search and vote in numpy, the limits that link them to their base, and step by step."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -24,39 +25,43 @@ VOCAB, D, T = 11, 8, 8
 PATTERN = (Block(LSTM(D), MLP(D, 12)), Block(LSTM(D), SwiGLU(D, 8)))
 BASE = LM(VOCAB, D, Stack(PATTERN, 4))
 ROWS = np.random.default_rng(0).integers(0, VOCAB, (5, T + 1)).astype(np.int32)
-PARAMS = noisy(BASE)
-STORE = knn_lm.memorise(BASE, PARAMS, ROWS, batch=5)
 N = 5 * T
 MODEL = KNNLM(BASE, weight=0.4, entries=N, neighbours=6, temperature=2.0, search=Exact(chunk=10))
-WHOLE = {"base": PARAMS, "store": STORE}
 apply = jax.jit(lambda model, *a: model.apply(*a), static_argnums=0)
-read = jax.jit(lambda tap, at, z: knn_lm.activation(BASE, tap, at)(PARAMS, z, None, None), static_argnums=(0, 1))
+read = jax.jit(lambda tap, at, p, z: knn_lm.activation(BASE, tap, at)(p, z, None, None), static_argnums=(0, 1))
+
+
+@cache
+def whole():
+    """Weights of the base and its store: made at the first use, for every worker imports this file."""
+    params = noisy(BASE)
+    return {"base": params, "store": knn_lm.memorise(BASE, params, ROWS, batch=5)}
 
 
 def test_keys_are_what_the_last_feed_forward_layer_reads():
     """Worked out from the residual stream: the norm of the last block's stream before its feed-forward layer."""
-    (logits, _), stream = read("resid", -2, ROWS[:, :-1])
-    gain = PARAMS["body"]["block1"]["mlp_norm"]["gain"][1]
-    close(STORE["keys"].reshape(5, T, D), rms_norm(stream, gain))
-    np.testing.assert_array_equal(STORE["tokens"], ROWS[:, 1:].ravel())
-    after = read("resid", 7, ROWS[:, :-1])[1]
-    close(rms_norm(after, PARAMS["norm"]["gain"]) @ PARAMS["embed"].T, logits)
+    (logits, _), stream = read("resid", -2, whole()["base"], ROWS[:, :-1])
+    gain = whole()["base"]["body"]["block1"]["mlp_norm"]["gain"][1]
+    close(whole()["store"]["keys"].reshape(5, T, D), rms_norm(stream, gain))
+    np.testing.assert_array_equal(whole()["store"]["tokens"], ROWS[:, 1:].ravel())
+    after = read("resid", 7, whole()["base"], ROWS[:, :-1])[1]
+    close(rms_norm(after, whole()["base"]["norm"]["gain"]) @ whole()["base"]["embed"].T, logits)
     assert knn_lm.width_of(BASE, "mlp.hidden") == 8
 
 
 def test_no_key_tells_across_documents():
     starts = np.zeros(ROWS.shape, bool)
     starts[1, 3] = True
-    store = knn_lm.memorise(BASE, PARAMS, ROWS, starts, batch=5)
+    store = knn_lm.memorise(BASE, whole()["base"], ROWS, starts, batch=5)
     kept = ~starts[:, 1:].ravel()
     np.testing.assert_array_equal(store["tokens"], ROWS[:, 1:].ravel()[kept])
-    alone = knn_lm.memorise(BASE, PARAMS, np.pad(ROWS[1:, 3:], [(0, 1), (0, 3)]), batch=5)
+    alone = knn_lm.memorise(BASE, whole()["base"], np.pad(ROWS[1:, 3:], [(0, 1), (0, 3)]), batch=5)
     close(store["keys"][T + 2], alone["keys"][0])
 
 
 def twin(x, logits, weight, temperature, k):
     """p of one token in float64."""
-    keys, tokens = np.float64(STORE["keys"]), np.asarray(STORE["tokens"])
+    keys, tokens = np.float64(whole()["store"]["keys"]), np.asarray(whole()["store"]["tokens"])
     far = np.square(keys - np.float64(x)).sum(1)
     near = np.argsort(far, kind="stable")[:k]
     share, p = np.exp(-(far[near] - far.min()) / temperature), np.zeros(VOCAB)
@@ -68,19 +73,19 @@ def twin(x, logits, weight, temperature, k):
 
 def test_is_the_papers_formula():
     tokens = np.random.default_rng(1).integers(0, VOCAB, (5, T)).astype(np.int32)
-    (logits, _), x = read("mlp.in", -1, tokens)
-    got, end = apply(MODEL, WHOLE, tokens)
+    (logits, _), x = read("mlp.in", -1, whole()["base"], tokens)
+    got, end = apply(MODEL, whole(), tokens)
     want = [[twin(x[b, t], logits[b, t], 0.4, 2.0, 6) for t in range(T)] for b in range(5)]
     close(jnp.exp(got), np.float32(want))
-    head, middle = apply(MODEL, WHOLE, tokens[:, :4], MODEL.start(WHOLE, 5, T))
-    tail, last = apply(MODEL, WHOLE, tokens[:, 4:], middle)
+    head, middle = apply(MODEL, whole(), tokens[:, :4], MODEL.start(whole(), 5, T))
+    tail, last = apply(MODEL, whole(), tokens[:, 4:], middle)
     close(jnp.concatenate([head, tail], 1), got)
     close(last, end)
 
 
 def test_without_weight_it_is_the_base_to_the_bit():
     same = dataclasses.replace(MODEL, weight=0.0)
-    np.testing.assert_array_equal(apply(same, WHOLE, ROWS[:, :-1])[0], apply(BASE, PARAMS, ROWS[:, :-1])[0])
+    np.testing.assert_array_equal(apply(same, whole(), ROWS[:, :-1])[0], apply(BASE, whole()["base"], ROWS[:, :-1])[0])
 
 
 def test_votes_have_their_limits():
@@ -114,21 +119,21 @@ def test_faiss_finds_the_nearest():
 
 
 def test_it_is_scored_and_sampled_from_as_any_model():
-    logits = apply(MODEL, WHOLE, ROWS[:, :-1])[0]
+    logits = apply(MODEL, whole(), ROWS[:, :-1])[0]
     want = -np.take_along_axis(np.asarray(logits), ROWS[:, 1:, None], -1)[..., 0]
-    close(score(MODEL, WHOLE, ROWS)[:, 1:], want)
-    (total, weight), _ = jax.jit(MODEL.loss)(WHOLE, ROWS[:, :-1], ROWS[:, 1:], jnp.ones((5, T)))
+    close(score(MODEL, whole(), ROWS)[:, 1:], want)
+    (total, weight), _ = jax.jit(MODEL.loss)(whole(), ROWS[:, :-1], ROWS[:, 1:], jnp.ones((5, T)))
     close(total / weight, want.mean())
     one = dataclasses.replace(MODEL, weight=1.0, neighbours=1)  # copies what follows the nearest key: its own text
-    text, _ = generate(one, WHOLE, ROWS[:1, :1], 4, sampling=Sampling(temperature=0))
+    text, _ = generate(one, whole(), ROWS[:1, :1], 4, sampling=Sampling(temperature=0))
     np.testing.assert_array_equal(text[0], ROWS[0, 1:5])
 
 
 def test_mlp_memory_is_its_formula():
     memory = MLPMemory(D, VOCAB, depth=2, hidden=5, activation="relu")
     model = MLPMemoryLM(BASE, weight=0.3, at=5, memory=memory)
-    params = {"base": PARAMS, "memory": noisy(memory, 3)}
-    (logits, _), x = read("resid", 5, ROWS[:, :-1])
+    params = {"base": whole()["base"], "memory": noisy(memory, 3)}
+    (logits, _), x = read("resid", 5, whole()["base"], ROWS[:, :-1])
     x, p = np.float64(x), jax.tree.map(np.float64, params["memory"])
     norm = lambda x, g: x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * g  # noqa: E731
     for n in ("layer0", "layer1"):
@@ -160,4 +165,4 @@ def test_what_cannot_be_is_named():
     with pytest.raises(ConfigError, match=r"MLPMemoryLM\.memory"):
         MLPMemoryLM(BASE, memory=MLPMemory(D, VOCAB + 1))
     with pytest.raises(ShapeError, match=r"rows \(5, 1\)"):
-        knn_lm.memorise(BASE, PARAMS, ROWS[:, :1])
+        knn_lm.memorise(BASE, whole()["base"], ROWS[:, :1])

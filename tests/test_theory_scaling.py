@@ -85,7 +85,7 @@ class TestSuperposition:
 
     def test_anatomy_by_hand(self):
         w = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32) * np.linspace(0.1, 1.5, 7)[:, None]
-        w, p = np.float32(w), np.float32(np.arange(1, 8.0) ** -1)
+        w, p = w.astype(np.float32), (np.arange(1, 8.0) ** -1).astype(np.float32)
         norms = np.linalg.norm(w, axis=1)
         held = norms > 0.5
         unit = w[held] / norms[held, None]
