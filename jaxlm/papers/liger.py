@@ -3,7 +3,8 @@
 stories260K, a Llama of 260,032 weights, is converted: each attention becomes a window of 64 tokens and a gated linear
 recurrence that share the weights it had. Then LoRA adapters are trained on text that the teacher itself wrote, as long
 as its context. The same with α = 1, where nothing is ever forgotten, stands beside it. Perplexities are of further text
-by the teacher. In a first run on texts of 256 tokens, half of that, the ungated one was 1.048 times the gated one.
+by the teacher. In two shorter runs (200 steps, 160 texts, of 256 and of
+512 tokens) the ungated one was 1.048 and 1.031 times the gated one, and that 1.14 times the teacher.
 """
 
 import dataclasses
@@ -53,12 +54,12 @@ class Settings:
         students: Names of STUDENTS, the first the one that is compared with the teacher.
     """
 
-    texts: int = 160
+    texts: int = 800
     tests: int = 16
     length: int = 511
     window: int = 64
-    rank: int = 8
-    steps: int = 200
+    rank: int = 16
+    steps: int = 600
     batch: int = 4
     rate: float = 3e-3
     students: tuple[str, ...] = ("gated", "ungated")
