@@ -99,7 +99,7 @@ if not SMOKE:
 rng = np.random.default_rng(0)
 pictures = rng.random((1, max(s.sizes), 49), np.float32)
 params = jax.tree.map(np.asarray, attractors.train(s, pictures, Lab(jax.random.key(0))))
-look = jax.jit(lambda *a: attractors.look(*a, s))
+look = jax.jit(lambda *a: attractors.look(*a, s=s))
 walks, shift = rng.random((s.walks, 49), np.float32), rng.normal(size=(s.exact, s.latent)).astype(np.float32)
 for i, n in enumerate(s.sizes):
     one = jax.tree.map(lambda w, i=i: w[i], params)
