@@ -11,6 +11,7 @@
 import argparse
 import dataclasses
 import inspect
+from functools import partial
 
 import jax
 import matplotlib.pyplot as plt
@@ -99,7 +100,7 @@ if not SMOKE:
 rng = np.random.default_rng(0)
 pictures = rng.random((1, max(s.sizes), 49), np.float32)
 params = jax.tree.map(np.asarray, attractors.train(s, pictures, Lab(jax.random.key(0))))
-look = jax.jit(lambda *a: attractors.look(*a, s=s))
+look = jax.jit(partial(attractors.look, s=s))
 walks, shift = rng.random((s.walks, 49), np.float32), rng.normal(size=(s.exact, s.latent)).astype(np.float32)
 for i, n in enumerate(s.sizes):
     one = jax.tree.map(lambda w, i=i: w[i], params)
