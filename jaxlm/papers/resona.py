@@ -3,7 +3,7 @@
 Multi-query associative recall (Arora et al. 2024): keys and values, then every key once more. The base is as in
 Griffin (De et al. 2024): attention to the last three tokens, which lets a value know its key, then a gated linear
 recurrence, here with fewer numbers in its state than there are pairs. The augmented model is the same with `Resona`
-around the recurrence. Both train on the same fresh sequences, and are tested on others, and on twice the length.
+around the recurrence. Both train on the same fresh sequences, and are tested on others, and on longer ones.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def run(s: Settings, lab: Lab) -> Result:
     task, length = MQAR(s.vocab, s.pairs), 4 * s.pairs
     base = RGLRU(s.width, s.hidden)
     how = dataclasses.replace(
-        card.Settings(), far=2, batch=s.batch, steps=s.steps, rate=s.rate, seeds=1, trials=s.trials
+        card.Settings(), far=s.far, batch=s.batch, steps=s.steps, rate=s.rate, seeds=1, trials=s.trials
     )
     mixers = {"augmented": (Resona(s.width, base, s.chunk, s.top), 0.0, 0.75), "base": (base, 0.75, 1.0)}
     found = {}
