@@ -238,7 +238,7 @@ MUTANTS = [
     (running.poison, IsolatesNothing, AssertionError),
     (running.poison, HidesTheSpoiled, AssertionError),
     (running.decode, CountsRows, AssertionError),
-    (running.row_alone, MixesRows, AssertionError),
+    (running.rows_apart, MixesRows, AssertionError),
     (placing.placed, NamesNoRule, UnknownAxis),
     (placing.placed, SplitsNothing, AssertionError),
     (placing.placed, CountsDevices, AssertionError),

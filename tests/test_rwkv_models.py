@@ -39,7 +39,7 @@ def test_values_that_go_from_layer_to_layer_keep_the_laws_of_sequences():
     subject = Subject(MODELS["RWKV-7"], 24)
     running.cut(subject)
     running.packing(subject)
-    running.row_alone(subject)
+    running.rows_apart(subject)
     placing.placed(subject)
     placing.types(subject)
     placing.every_weight_learns(subject)

@@ -60,9 +60,8 @@ def in_pieces(subject: Subject, c: Case, lengths: tuple[int, ...], step: bool = 
     given, ys, state = [], [], c.given["state"]
     for at in places:
         given.append({**c.given, "x": c.given["x"][:, at], "state": state})
-        out, _ = run(
-            subject, given[-1], c.starts[:, at], nothing(subject, at.stop - at.start, len(c.starts)), step=step
-        )
+        nil = nothing(subject, at.stop - at.start, len(c.starts))
+        out, _ = run(subject, given[-1], c.starts[:, at], nil, step=step)
         ys.append(out["y"])
         state = out["state"]
     back, grads = c.back["state"], []
@@ -136,7 +135,7 @@ def poison(subject: Subject, order=LENGTHS, seed: int = 0, token: int = 10, valu
         assert np.isfinite(y[1:]).all(), "a spoiled state reached another row"
 
 
-def row_alone(subject: Subject, seed: int = 0) -> None:
+def rows_apart(subject: Subject, seed: int = 0) -> None:
     """3. A row gives the same whatever the others hold; the gradients of the weights are the sum over rows."""
     axes, t = subject.state_axes(), LENGTHS[1]
     c, other = (shortened(case(subject, s), t) for s in (seed, seed + 1))

@@ -53,7 +53,7 @@ class Laws:
         running.starts_absent(subject)
 
     def test_rows(self, subject: Subject):
-        running.row_alone(subject)
+        running.rows_apart(subject)
 
     def test_placing(self, subject: Subject):
         placing.placed(subject)
