@@ -2,14 +2,9 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
 from jaxlm.errors import ShapeError
-
-
-def ranks(x: ArrayLike) -> np.ndarray:
-    """Places in the order, 0 the least; equal ones share the mean of theirs.   (n,)"""
-    _, at, count = np.unique(np.asarray(x), return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[at]
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
@@ -17,6 +12,6 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     x, y = np.ravel(a), np.ravel(b)
     if x.shape != y.shape:
         raise ShapeError(f"b: shape {np.shape(b)}, expected as many as a, {np.shape(a)}")
-    x, y = ranks(x) - ranks(x).mean(), ranks(y) - ranks(y).mean()
+    x, y = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
     size = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / size) if size else float("nan")
