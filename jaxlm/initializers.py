@@ -81,6 +81,9 @@ class Layers:
     depth: int = 1
 
     def __call__(self, key: Array, spec: Any) -> Array:
+        if isinstance(self.inner, Constant):
+            return self.inner(key, spec)
+
         def one(unit: Array) -> Array:
             layer = self.first + self.every * unit
             inner = self.inner.at(layer, self.depth) if hasattr(self.inner, "at") else self.inner  # type: ignore[attr-defined]

@@ -20,9 +20,10 @@ from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.errors import ConfigError, ShapeError
-from jaxlm.initializers import Initializer
+from jaxlm.initializers import Constant, Initializer
 from jaxlm.typing import Array, Params, Tree
 
 __all__ = [
@@ -119,15 +120,21 @@ def path_name(path: tuple) -> str:
 
 def materialize(specs: Tree, key: Array) -> Tree:
     """Values of a tree of Specs (weights or states): each leaf's key is folded from the text of its path."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
+    names, keys = [path_name(path) for path, _ in leaves], [key] * len(leaves)
+    drawn = [n for n, (_, spec) in enumerate(leaves) if not isinstance(spec.init, Constant)]
+    if drawn:  # all folds at once compile much faster than one by one; a constant needs none
+        folds = np.array([zlib.crc32(names[n].encode()) for n in drawn], np.uint32)
+        for n, own in zip(drawn, jax.vmap(jax.random.fold_in, (None, 0))(key, folds), strict=True):
+            keys[n] = own
 
-    def leaf(path, spec: Spec) -> Array:
-        own = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
+    def leaf(name: str, spec: Spec, own: Array) -> Array:
         value = spec.init(own, spec)
         if value.shape != spec.shape:
-            raise ShapeError(f"{path_name(path)}: {spec.init} gave shape {value.shape}, expected {spec.shape}")
+            raise ShapeError(f"{name}: {spec.init} gave shape {value.shape}, expected {spec.shape}")
         return value.astype(spec.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, specs, is_leaf=is_spec)
+    return jax.tree.unflatten(tree, [leaf(n, s, k) for n, (_, s), k in zip(names, leaves, keys, strict=True)])
 
 
 def init(module: Module, key: Array) -> Params:
