@@ -19,6 +19,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from jaxlm.data.folder import DataFolder  # noqa: E402
+from jaxlm.papers import names  # noqa: E402
 from jaxlm.train.rundir import versions  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
@@ -51,10 +52,19 @@ MAPS = Path("/proc/self/maps")  # Linux; elsewhere a process may map what it lik
 MANY = 40_000  # of the 65,530 mappings that Linux allows a process
 
 
+THEORY = frozenset(names("theory"))
+
+
 def scope(nodeid: str, path: str) -> str:
-    """Tests that share programs: those of a file, or of one subject of a parametrized class."""
-    own = "::Test" in nodeid and nodeid.endswith("]")
-    return path + (nodeid[nodeid.index("[") :] if own else "")
+    """Tests that share programs: those of a file, or of one subject of a parametrized class.
+
+    Or results: experiments and the notebooks that show them.
+    """
+    if "::Test" not in nodeid or not nodeid.endswith("]"):
+        return path
+    subject = nodeid[nodeid.index("[") + 1 : -1]
+    shown = (path.endswith("test_papers.py") and subject in THEORY) or subject.startswith("theory/")
+    return "theory" if shown else f"{path}[{subject}]"
 
 
 def pytest_runtest_teardown(item, nextitem):

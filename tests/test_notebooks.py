@@ -6,6 +6,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import smokes
+
+from jaxlm import papers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -28,6 +31,8 @@ class TestNotebook:
         text = script.read_text()
         assert text.count("\nSMOKE = False") == 1, "one cell says SMOKE = False"
         monkeypatch.setattr(plt, "show", lambda: None)
+        for module in map(papers.result, papers.names("theory") if script.parent.name == "theory" else ()):
+            monkeypatch.setattr(module, "run", smokes.once(module))
         code = compile(text.replace("\nSMOKE = False", "\nSMOKE = True"), str(script), "exec")
         try:
             exec(code, {"__name__": "__main__"})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import smokes
 
 from jaxlm import papers
 from jaxlm.cli import guarded
@@ -19,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", papers.names())
 class TestResult:
-    def test_smoke(self, name, data_folder, tmp_path):
+    def test_smoke(self, name, data_folder, tmp_path, monkeypatch):
         module = papers.result(name)
+        monkeypatch.setattr(module, "run", smokes.once(module))
         assert {"smoke", "cpu", "gpu"} == set(module.BUDGETS)
         told = []
         lab = Lab(jax.random.key(1), data_folder, lambda fraction, **_: told.append(fraction), tmp_path)
