@@ -44,6 +44,12 @@ def test_a_model_among_others_is_as_alone():
     close(run().params["w"][2:3], run(KEYS[2:3], TARGETS[2:3]).params["w"])
 
 
+def test_models_in_turn_are_as_side_by_side():
+    turns, all_at_once = run(at_once=2), run()
+    close(turns.params["w"], all_at_once.params["w"])
+    close(turns.watched["gap"], all_at_once.watched["gap"])
+
+
 def test_by_hand():
     key, target = KEYS[1], TARGETS[1]
     begin, draws = jax.random.split(key)

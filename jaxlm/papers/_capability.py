@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,42 +79,101 @@ def tasks_of(names: tuple[str, ...]) -> tuple[str, ...]:
     return names or tuple(tasks.TASKS)
 
 
-def model_of(mixer: Mixer, task: Task, depth: int, hidden: int) -> SequenceModel:
-    """One-hot tokens, blocks of the mixer and an MLP, a readout at every place."""
-    body = Stack(Block(mixer, MLP(mixer.width, hidden)), depth)  # type: ignore[attr-defined]
-    return SequenceModel(body, task.classes, task.vocab, readout="every")
+def model_of(mixer: Mixer, given: Sequence[Task], s: Settings) -> SequenceModel:
+    """One-hot tokens, blocks of the mixer and an MLP, a readout at every place; wide enough for any of the tasks."""
+    body = Stack(Block(mixer, MLP(mixer.width, s.hidden)), s.depth)  # type: ignore[attr-defined]
+    vocab, classes = max(task.vocab for task in given), max(task.classes for task in given)
+    return SequenceModel(body, classes, vocab, readout="every")
 
 
-def learn(model: SequenceModel, task: Task, length: int, s: Settings, lab: Lab) -> dict[str, np.ndarray]:
-    """Train some seeds side by side on fresh sequences of one length, and test them there and farther.
+def length_of(task: Task, s: Settings) -> int:
+    """Tokens of a task's training sequences: the setting, or the task's least."""
+    return max(s.length, task.shortest)
 
-    ->      curve (chunks, seeds): accuracy at the length over training; near, far (seeds,): at its end
+
+def padded(x: Array, length: int) -> Array:
+    """Zeros after the last place.   (b, t) -> (b, length)"""
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])])
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def lessons(task: Task, keys: Array, s: Settings, length: int) -> Sample:
+    """What some models train on: a fresh batch in every step, padded to a length.
+
+    keys    (r,)
+    ->      leaves (r, steps, b, length), in few bits: they are held all through the training
     """
 
-    def logits(params: Params, sample: Sample) -> Array:
-        return model.apply(params, jax.nn.one_hot(sample.tokens, task.vocab, dtype=jnp.float32))[0]
+    def one(key: Array) -> Sample:
+        x = task.sample(key, s.batch, length_of(task, s))
+        few = x.tokens.astype(jnp.int16), x.targets.astype(jnp.int16), x.weights > 0
+        return Sample(*(padded(part, length) for part in few))
 
-    def loss(params: Params, key: Array, step: Array) -> Array:
-        sample = task.sample(key, s.batch, length)
-        return jnp.sum(sample.weights * nats(logits(params, sample), sample.targets)) / jnp.sum(sample.weights)
+    return jax.lax.map(lambda key: jax.lax.map(one, jax.random.split(key, s.steps)), keys)
 
-    def right(params: Params, key: Array, length: int) -> Array:
-        sample, legal = task.sample(key, s.trials, length), task.legal(key, s.trials, length)
-        guesses = jnp.argmax(logits(params, sample), axis=-1)
-        allowed = jnp.take_along_axis(legal, guesses[..., None], axis=-1)[..., 0]  # of a language several may be right
-        return jnp.sum(sample.weights * allowed) / jnp.sum(sample.weights)
 
-    def watch(params: Params, key: Array) -> Tree:
-        return {"accuracy": right(params, key, length)}
+@partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def exam(task: Task, key: Array, trials: int, length: int, to: int) -> tuple[Array, Array, Array]:
+    """A test, padded: tokens (trials, to), weights (trials, to), answers that are right (trials, to, classes)."""
+    asked, legal = task.sample(key, trials, length), task.legal(key, trials, length)
+    return padded(asked.tokens, to), padded(asked.weights, to), jnp.pad(legal, [(0, 0), (0, to - length), (0, 0)])
 
-    keep = None if lab.folder is None else lab.folder / "progress.npz"
-    keys, every = jax.random.split(lab.key, s.seeds), max(n for n in range(1, s.steps // 4 + 2) if s.steps % n == 0)
-    tx = clipped(optax.adamw(trapezoid(s.rate, s.steps), weight_decay=0.01))
-    found = fit(keys, partial(init, model), loss, tx, steps=s.steps, every=every, watch=watch, tell=lab.tell, keep=keep)
-    test = jax.jit(jax.vmap(right, (0, None, None)), static_argnums=2)
-    key = jax.random.fold_in(lab.key, s.steps)
-    ends = {name: np.asarray(test(found.params, key, n)) for name, n in (("near", length), ("far", s.far * length))}
-    return {"curve": found.watched["accuracy"], **ends}
+
+def right(weights: np.ndarray, legal: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    """Share of right answers of each model: (trials, t), (trials, t, classes), (r, trials, t) -> (r,)"""
+    allowed = np.take_along_axis(legal[None], guesses[..., None], axis=-1)[..., 0]
+    return np.sum(weights * allowed, axis=(1, 2)) / np.sum(weights)
+
+
+def learn(model: SequenceModel, given: Sequence[Task], s: Settings, lab: Lab) -> list[dict[str, np.ndarray]]:
+    """Train some seeds on each of the tasks and test them at the training length and farther.
+
+    All are one compiled program, which takes longer to compile than a small model to train: the model has to have the
+    largest vocabulary and the most classes; answers that a task does not have are ruled out.
+
+    ->      of each task: near, far (seeds,): accuracies; loss (chunks, seeds): nats an answer, over training
+    """
+    length = max(length_of(task, s) for task in given)
+
+    def logits(params: Params, tokens: Array, known: Array) -> Array:
+        y, _ = model.apply(params, jax.nn.one_hot(tokens, model.reads, dtype=jnp.float32))
+        return jnp.where(jnp.arange(model.outputs) < known, y, -1e9)
+
+    def loss(params: Params, key: Array, step: Array, each: tuple[Sample, Array]) -> Array:
+        tokens, targets, scored = (x[step] for x in each[0])
+        paid = nats(logits(params, tokens, each[1]), targets.astype(jnp.int32))
+        return jnp.sum(scored * paid) / jnp.sum(scored)
+
+    keys = [jax.random.split(lab.part(type(task).__name__, 0, 1).key, 3) for task in given]
+    sets = [lessons(task, jax.random.split(own[0], s.seeds), s, length) for task, own in zip(given, keys, strict=True)]
+    known = jnp.repeat(jnp.asarray([task.classes for task in given], jnp.int32), s.seeds)
+    found = fit(
+        jnp.concatenate([jax.random.split(own[1], s.seeds) for own in keys]),
+        lambda key, each: init(model, key),
+        loss,
+        clipped(optax.adamw(trapezoid(s.rate, s.steps), weight_decay=0.01)),
+        steps=s.steps,
+        every=max(n for n in range(1, s.steps // 4 + 2) if s.steps % n == 0),
+        tell=lab.tell,
+        keep=None if lab.folder is None else lab.folder / "progress.npz",
+        each=(jax.tree.map(lambda *x: jnp.concatenate(x), *sets), known),
+        at_once=s.seeds,
+    )
+
+    @jax.jit
+    def answer(params: Params, tokens: Array) -> Array:
+        each = jnp.repeat(tokens, s.seeds, axis=0)
+        return jax.lax.map(lambda a: jnp.argmax(logits(*a), axis=-1), (params, each, known))
+
+    out = [{"loss": part} for part in np.split(found.watched["loss"], len(given), axis=1)]
+    for where, times in (("near", 1), ("far", s.far)):
+        lengths = [times * length_of(task, s) for task in given]
+        drawn = zip(given, keys, lengths, strict=True)
+        tests = [exam(task, own[2], s.trials, n, times * length) for task, own, n in drawn]
+        guesses = np.split(np.asarray(answer(found.params, jnp.stack([test[0] for test in tests]))), len(given))
+        for result, (_, weights, legal), mine in zip(out, tests, guesses, strict=True):
+            result[where] = right(np.asarray(weights), np.asarray(legal), mine)
+    return out
 
 
 def cost_of(mixer: Mixer, length: int, batch: int, repeats: int) -> dict[str, float]:

@@ -6,16 +6,19 @@ and at four times the length. Several seeds train in one program; the best count
 do. Accuracies are scaled: 0 is the best constant answer, 1 all right. Costs are of the mixer alone.
 """
 
-from collections.abc import Mapping
-from itertools import product
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxlm import tasks
-from jaxlm.papers._capability import Settings, cost_of, learn, mixer_of, mixers_of, model_of, tasks_of
+from jaxlm.papers._capability import Settings, cost_of, learn, length_of, mixer_of, mixers_of, model_of, tasks_of
+from jaxlm.papers.record import plain
 from jaxlm.papers.result import Claim, Lab, Result
+from jaxlm.tasks import Task
 
 TITLE = "Capability card"
 ROWS = ()
@@ -51,7 +54,6 @@ SEPARATIONS = (
     ("recall, vector states", "MQAR", "near", VECTORS, None),
 )
 
-FEW = ("Attention", "LinearAttention", "GLA", "RGLRU", "DeltaNet", "DeltaNet to -1", "LSTM", "LEM")
 BUDGETS = {
     "smoke": Settings(
         ("LSTM",),
@@ -68,42 +70,60 @@ BUDGETS = {
         rows=1,
         repeats=1,
     ),
-    "cpu": Settings(FEW, ("Parity", "Sum", "FlipFlop", "MQAR")),
+    "cpu": Settings(width=32, hidden=64, batch=16, steps=1000),
     "gpu": Settings(steps=4000, seeds=4, trials=1024, timed=4096),
 }
 
 
 def run(s: Settings, lab: Lab) -> Result:
-    """Train every pair, measure every mixer."""
+    """Train and measure every mixer; a row that is finished is kept, and not made twice."""
     rows, columns = mixers_of(s.mixers), tasks_of(s.tasks)
-    card: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in rows}
-    for i, (name, column) in enumerate(product(rows, columns)):
-        low, high = (0.9 * (i + n) / len(rows) / len(columns) for n in (0, 1))
-        card[name][column] = pair(name, column, s, lab.part(f"{name} {column}", low, high))
-    costs = {}
-    for i, name in enumerate(rows if s.timed else ()):
-        costs[name] = cost_of(mixer_of(name, s.width), s.timed, s.rows, s.repeats)
-        lab.tell(0.9 + 0.1 * (i + 1) / len(rows))
+    found = {}
+    for i, name in enumerate(rows):
+        part = lab.part(name, i / len(rows), (i + 1) / len(rows))
+        found[name] = once(part, lambda part, name=name: row(name, columns, s, part))
+    card = {name: own["cells"] for name, own in found.items()}
+    costs = {name: own["costs"] for name, own in found.items() if own["costs"]}
+    seconds = {name: own["seconds"] for name, own in found.items()}
     note = (
         f"width {s.width}, {s.depth} blocks, {s.steps} steps of {s.batch} sequences of {s.length} tokens (or the "
         f"task's least), tested at {s.far} times the length; the best of {s.seeds} seeds; accuracy scaled, 0 is chance",
         f"costs of one mixer at {s.timed} tokens, {s.rows} rows, on {jax.devices()[0].device_kind}",
+        f"all rows: {sum(seconds.values()):,.0f} s, the longest {max(seconds.values()):,.0f}",
     )
-    return Result((*known(card), *best(card)), {"card": card, "costs": costs, "far": s.far}, note)
+    series = {"card": card, "costs": costs, "seconds": seconds, "far": s.far}
+    return Result((*known(card), *best(card)), series, note)
 
 
-def pair(name: str, column: str, s: Settings, lab: Lab) -> dict[str, Any]:
-    """near, far: scaled accuracies of the seed that is best at the training length; all: of every seed; curve."""
-    task = tasks.make(column)
-    length = max(s.length, task.shortest)
-    model = model_of(mixer_of(name, s.width), task, s.depth, s.hidden)
-    found = learn(model, task, length, s, lab)
-    both = {
-        where: [tasks.scaled(float(a), task.chance(n)) for a in found[where]]
-        for where, n in (("near", length), ("far", s.far * length))
-    }
+def row(name: str, columns: Sequence[str], s: Settings, lab: Lab) -> dict[str, Any]:
+    """A mixer's cells by task, its costs (empty: not measured) and the seconds that they took."""
+    began, given = time.perf_counter(), [tasks.make(column) for column in columns]
+    learned = learn(model_of(mixer_of(name, s.width), given, s), given, s, lab)
+    cells = {c: cell(task, found, s) for c, task, found in zip(columns, given, learned, strict=True)}
+    costs = cost_of(mixer_of(name, s.width), s.timed, s.rows, s.repeats) if s.timed else {}
+    return {"cells": cells, "costs": costs, "seconds": time.perf_counter() - began}
+
+
+def cell(task: Task, found: Mapping[str, np.ndarray], s: Settings) -> dict[str, Any]:
+    """near, far: scaled accuracies of the seed that is best at the training length; all: of every seed; losses."""
+    at = {"near": length_of(task, s), "far": s.far * length_of(task, s)}
+    both = {where: [tasks.scaled(float(a), task.chance(n)) for a in found[where]] for where, n in at.items()}
     first = int(np.argmax(both["near"]))
-    return {**{where: x[first] for where, x in both.items()}, "all": both, "curve": found["curve"], "length": length}
+    return {**{where: x[first] for where, x in both.items()}, "all": both, "loss": found["loss"], "length": at["near"]}
+
+
+def once(lab: Lab, make: Callable[[Lab], dict[str, Any]]) -> dict[str, Any]:
+    """What is made in a lab, or what its folder keeps of that."""
+    if lab.folder is None:
+        return plain(make(lab))
+    file = lab.folder / "row.json"
+    if not file.exists():
+        lab.folder.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(plain(make(lab))))
+        new.replace(file)
+        (lab.folder / "progress.npz").unlink(missing_ok=True)
+    return json.loads(file.read_text())
 
 
 def known(card: Mapping[str, Mapping[str, Any]]) -> list[Claim]:

@@ -173,16 +173,24 @@ def most_on_ones(channels: Sequence[int], prefixes: Sequence[int]) -> np.ndarray
 
 def trained(s: Settings, lab: Lab) -> dict[str, dict[str, np.ndarray]]:
     """Accuracies (seeds) at the training length and at the tests', of every pair of a mixer and a task."""
-    plan = [(n, FlipFlop()) for n in s.flipflop] + [(n, Parity()) for n in (*s.parity, *s.negative)]
-    about = capability.Settings(
-        far=s.length // s.short, width=s.width, steps=s.steps, seeds=s.seeds, trials=s.tests, hidden=2 * s.width
+    asked = dict.fromkeys((*s.flipflop, *s.parity, *s.negative), ())
+    asked |= {name: (*asked[name], FlipFlop()) for name in s.flipflop}
+    asked |= {name: (*asked[name], Parity()) for name in (*s.parity, *s.negative)}
+    how = capability.Settings(
+        length=s.short,
+        far=s.length // s.short,
+        width=s.width,
+        steps=s.steps,
+        seeds=s.seeds,
+        trials=s.tests,
+        hidden=2 * s.width,
     )
     found = {}
-    for i, (name, task) in enumerate(plan):
-        model = capability.model_of(capability.mixer_of(name, s.width), task, 2, about.hidden)
-        pair = f"{type(task).__name__}, {name}"
-        part = lab.part(pair, 0.1 + 0.9 * i / len(plan), 0.1 + 0.9 * (i + 1) / len(plan))
-        found[pair] = capability.learn(model, task, s.short, about, part)
+    for i, (name, given) in enumerate(asked.items()):
+        part = lab.part(name, 0.1 + 0.9 * i / len(asked), 0.1 + 0.9 * (i + 1) / len(asked))
+        model = capability.model_of(capability.mixer_of(name, s.width), given, how)
+        learned = capability.learn(model, given, how, part)
+        found |= {f"{type(task).__name__}, {name}": ends for task, ends in zip(given, learned, strict=True)}
     return {pair: {where: ends[where] for where in ("near", "far")} for pair, ends in found.items()}
 
 

@@ -34,6 +34,7 @@ def fit(
     tell: Callable[..., None] | None = None,
     keep: Path | None = None,
     each: Tree = None,
+    at_once: int | None = None,
 ) -> Fit:
     """Train one model per key, all in one program, and watch them on the way.
 
@@ -43,6 +44,7 @@ def fit(
     watch   (params, key) -> tree                 after every chunk of `every` steps; the mean loss is always in it
     each    leaves (r, ...)                       what differs between the models, the last argument of all three
     tell    (fraction, **numbers)                 after every chunk: means over r of the scalars watched
+    at_once how many train side by side, the others after them in the same program; None: all
     keep    file that progress is kept in: a run that was stopped goes on from its last chunk, bit for bit
     """
     if steps < 1 or every < 1 or steps % every:
@@ -70,7 +72,13 @@ def fit(
 
     axes = (0,) * len(extra)
     start = jax.jit(partial(jax.lax.map, lambda a: begin(*a)))  # vmapped, it takes twice as long to compile
-    go = jax.jit(jax.vmap(chunk, (0, 0, None, *axes)), donate_argnums=0)
+
+    def everyone(carry: Tree, keys: Array, first: Array, *each: Tree) -> tuple[Tree, Tree]:
+        if at_once is None:
+            return jax.vmap(chunk, (0, 0, None, *axes))(carry, keys, first, *each)
+        return jax.lax.map(lambda a: chunk(a[0], a[1], first, *a[2:]), (carry, keys, *each), batch_size=at_once)
+
+    go = jax.jit(everyone, donate_argnums=0)
     own = jax.vmap(lambda k: jax.random.split(k))(keys)
     carry, seen = start((own[:, 0], *extra)), []
     if keep is not None and keep.exists():
