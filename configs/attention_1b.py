@@ -1,7 +1,7 @@
 """A language model of a billion weights: attention with grouped keys, in the shape of Llama.
 
 command    jaxlm train configs/attention_1b.py --mesh fsdp=64 --text CORPUS --tokenizer tokenizer.json
-plan       64 v5e, mesh fsdp=64: 3.0 GiB a chip, 8.8 hours and $676 at best (jaxlm plan attention_1b --chip v5e)
+plan       64 v5e, mesh fsdp=64: 3.1 GiB a chip, 9.0 hours and $692 at best (jaxlm plan attention_1b --chip v5e)
 expected   not run: no pod was at hand; a tokenizer of up to 32,000 tokens, 21 billion tokens in all
 """
 

@@ -1,7 +1,7 @@
 """A hybrid of a billion weights: three Gated DeltaNet blocks, then one of attention within a window.
 
 command    jaxlm train configs/gated_delta_1b.py --mesh fsdp=64 --text CORPUS --tokenizer tokenizer.json
-plan       64 v5e, mesh fsdp=64: 12.1 GiB a chip, 25.9 hours and $1,986 at best (jaxlm plan gated_delta_1b --chip v5e)
+plan       64 v5e, mesh fsdp=64: 12.2 GiB a chip, 26.1 hours and $2,002 at best (jaxlm plan gated_delta_1b --chip v5e)
 expected   not run: no pod was at hand; a tokenizer of up to 32,000 tokens, 21 billion tokens in all
 """
 

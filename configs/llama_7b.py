@@ -1,7 +1,7 @@
 """The shape of Llama 2 7B (Touvron et al. 2023), from scratch.
 
 command    jaxlm train configs/llama_7b.py --mesh fsdp=256 --text CORPUS --tokenizer tokenizer.json
-plan       256 v5p, mesh fsdp=256: 8.4 GiB a chip, 25.8 hours and $27,718 at best (jaxlm plan llama_7b --chip v5p)
+plan       256 v5p, mesh fsdp=256: 8.4 GiB a chip, 26.0 hours and $27,933 at best (jaxlm plan llama_7b --chip v5p)
 expected   not run: no pod was at hand; a tokenizer of up to 32,000 tokens, 138 billion tokens in all
 """
 

@@ -178,6 +178,19 @@ def test_a_compiled_program_tells_the_same():
     assert held["arguments"] == (16 * width + n * width * width) * 4 // 8 and held["temporary"] > 0
 
 
+def test_a_loss_in_pieces_gathers_the_readout_once(monkeypatch):
+    """As often as a loss in one piece, by the compiled program and by the plan."""
+    exp = experiment("MinGRU", depth=1, batch=32, mesh="fsdp=8")
+    mesh = make_mesh(exp.mesh)
+
+    def gathered(pieces: int) -> tuple[int, int]:
+        monkeypatch.setattr("jaxlm.ops.losses.WIDE_NUMBERS", 32 * 64 * 256 // 8 // pieces)
+        program = train_step(exp, mesh).lower(first_state(exp, mesh)[1], abstract_batch(exp, mesh)).compile()
+        return collectives(program.as_text() or "")["all-gather"], plan(exp, CHIPS["v5e"]).moved["all-gather"]
+
+    assert gathered(1) == gathered(4)
+
+
 def test_collectives_of_a_text():
     text = """HloModule m, num_partitions=8
 

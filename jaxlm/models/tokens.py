@@ -70,4 +70,6 @@ class TokenModel(Module):
         """((sum of weighted nats, sum of weights), state), never holding all logits wide.   all (b, t)"""
         x, state = self.hidden(params, tokens, state, starts, key, constrain)
         devices = ways(constrain, ("batch", "time"), tokens.shape)
-        return cross_entropy(x, self.readout(params), targets, weights, devices), state
+        # Whole but for the vocabulary before the loss goes piece by piece: or else each piece would gather it again.
+        readout = constrain(self.readout(params), (None, "vocab"))
+        return cross_entropy(x, readout, targets, weights, devices), state
