@@ -43,7 +43,9 @@ def compiled(exp: Experiment) -> tuple[int, int]:
     """Bytes of arguments and temporaries by the compiler's account of the update.
 
     XLA for CPU copies a moment of the optimizer that is donated, since two loops read it, and holds the copies from the
-    first operation to the last. XLA for TPU copies none: the plan does not count them, and here they are taken out.
+    first operation to the last. XLA for TPU copies none, which writes moments and weight in one loop: the plan
+    does not count them, and here they are taken out. What is left is the least that is needed: meanwhile the places of
+    the moments hold other temporaries.
     """
     mesh = make_mesh(exp.mesh)
     _, target = first_state(exp, mesh)
