@@ -89,19 +89,19 @@ def run(s: Settings, lab: Lab) -> Result:
         f"width {s.width}, {s.depth} blocks, {s.steps} steps of {s.batch} sequences of {s.length} tokens (or the "
         f"task's least), tested at {s.far} times the length; the best of {s.seeds} seeds; accuracy scaled, 0 is chance",
         f"costs of one mixer at {s.timed} tokens, {s.rows} rows, on {jax.devices()[0].device_kind}",
-        f"all rows: {sum(seconds.values()):,.0f} s, the longest {max(seconds.values()):,.0f}",
+        f"all rows: {sum(seconds.values()):,.0f} s of a core, the longest {max(seconds.values()):,.0f}",
     )
     series = {"card": card, "costs": costs, "seconds": seconds, "far": s.far}
     return Result((*known(card), *best(card)), series, note)
 
 
 def row(name: str, columns: Sequence[str], s: Settings, lab: Lab) -> dict[str, Any]:
-    """A mixer's cells by task, its costs (empty: not measured) and the seconds that they took."""
-    began, given = time.perf_counter(), [tasks.make(column) for column in columns]
+    """A mixer's cells by task, its costs (empty: not measured) and the seconds of a core that they took."""
+    began, given = time.process_time(), [tasks.make(column) for column in columns]
     learned = learn(model_of(mixer_of(name, s.width), given, s), given, s, lab)
     cells = {c: cell(task, found, s) for c, task, found in zip(columns, given, learned, strict=True)}
     costs = cost_of(mixer_of(name, s.width), s.timed, s.rows, s.repeats) if s.timed else {}
-    return {"cells": cells, "costs": costs, "seconds": time.perf_counter() - began}
+    return {"cells": cells, "costs": costs, "seconds": time.process_time() - began}
 
 
 def cell(task: Task, found: Mapping[str, np.ndarray], s: Settings) -> dict[str, Any]:
