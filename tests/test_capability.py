@@ -10,7 +10,18 @@ from jaxlm.cli import guarded
 from jaxlm.errors import ConfigError
 from jaxlm.mixers import MIXERS
 from jaxlm.papers import capability
-from jaxlm.papers._capability import VARIANTS, Settings, exam, lessons, mixer_of, mixers_of, right, tasks_of
+from jaxlm.papers._capability import (
+    VARIANTS,
+    Settings,
+    answers,
+    exam,
+    lessons,
+    mixer_of,
+    mixers_of,
+    right,
+    ruled_out,
+    tasks_of,
+)
 from jaxlm.papers.result import Lab
 from jaxlm.tasks import TASKS, FlipFlop, InContextLanguages
 
@@ -48,6 +59,15 @@ def test_any_legal_answer_is_right_and_what_is_not_asked_does_not_count(task):
     guesses = np.stack([first, last, wrong, half, np.where(weights > 0, first, wrong)])
     expected = [1, 1, 0, weights.sum() // 2 / weights.sum(), 1]
     np.testing.assert_allclose(right(weights, legal, guesses), expected, rtol=1e-6)
+
+
+def test_a_state_that_outgrew_the_numbers_gives_wrong_answers_and_not_a_crash():
+    """A regular LRNN with p > 1 may grow with every token: seen at four times the length it was trained at."""
+    logits = np.float32([[2, 3, 9], [-3e9, -2e9, 0], [np.nan, 1, 1], [np.inf, 1, 1], [-np.inf, 1, 1]])
+    guesses = np.asarray(answers(ruled_out(logits, np.int32(2))))
+    assert guesses.tolist() == [1, 1, -1, -1, -1]
+    legal = np.ones((1, 5, 2), bool)
+    np.testing.assert_allclose(right(np.ones((1, 5)), legal, guesses[None, None]), [2 / 5])
 
 
 def test_a_finished_row_is_not_made_twice(tmp_path):

@@ -119,9 +119,22 @@ def exam(task: Task, key: Array, trials: int, length: int, to: int) -> tuple[Arr
     return padded(asked.tokens, to), padded(asked.weights, to), jnp.pad(legal, [(0, 0), (0, to - length), (0, 0)])
 
 
+def ruled_out(logits: Array, known: Array) -> Array:
+    """The lowest number for the answers that a task does not have: it knows the first ones.   (..., classes), ()"""
+    return jnp.where(jnp.arange(logits.shape[-1]) < known, logits, jnp.finfo(logits.dtype).min)
+
+
+def answers(logits: Array) -> Array:
+    """The likeliest answer; -1, which is never right, where a state outgrew the numbers.   (..., classes) -> (...)"""
+    return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
+
+
 def right(weights: np.ndarray, legal: np.ndarray, guesses: np.ndarray) -> np.ndarray:
-    """Share of right answers of each model: (trials, t), (trials, t, classes), (r, trials, t) -> (r,)"""
-    allowed = np.take_along_axis(legal[None], guesses[..., None], axis=-1)[..., 0]
+    """Share of right answers of each model: (trials, t), (trials, t, classes), (r, trials, t) -> (r,)
+
+    guesses    -1: no answer, a wrong one
+    """
+    allowed = np.take_along_axis(legal[None], np.maximum(guesses, 0)[..., None], axis=-1)[..., 0] & (guesses >= 0)
     return np.sum(weights * allowed, axis=(1, 2)) / np.sum(weights)
 
 
@@ -137,7 +150,7 @@ def learn(model: SequenceModel, given: Sequence[Task], s: Settings, lab: Lab) ->
 
     def logits(params: Params, tokens: Array, known: Array) -> Array:
         y, _ = model.apply(params, jax.nn.one_hot(tokens, model.reads, dtype=jnp.float32))
-        return jnp.where(jnp.arange(model.outputs) < known, y, -1e9)
+        return ruled_out(y, known)
 
     def loss(params: Params, key: Array, step: Array, each: tuple[Sample, Array]) -> Array:
         tokens, targets, scored = (x[step] for x in each[0])
@@ -163,7 +176,7 @@ def learn(model: SequenceModel, given: Sequence[Task], s: Settings, lab: Lab) ->
     @jax.jit
     def answer(params: Params, tokens: Array) -> Array:
         each = jnp.repeat(tokens, s.seeds, axis=0)
-        return jax.lax.map(lambda a: jnp.argmax(logits(*a), axis=-1), (params, each, known))
+        return jax.lax.map(lambda a: answers(logits(*a)), (params, each, known))
 
     out = [{"loss": part} for part in np.split(found.watched["loss"], len(given), axis=1)]
     for where, times in (("near", 1), ("far", s.far)):

@@ -24,22 +24,14 @@ TITLE = "Capability card"
 ROWS = ()
 NEEDS = ()
 
-CELLS = ("LSTM", "GRU", "LEM")
+# Classes of mixers, each with every mixer of the library that is surely in it.
+CELLS = ("RNN", "GRU", "LSTM", "OdysseyLSTM", "SLSTM", "SCRN", "CoRNN", "LTC", "LTM", "LEM")
 TURNS = ("DeltaNet to -1", "GatedDeltaNet to -1")  # transitions with eigenvalues down to -1
-DECAYS = (
-    "LinearAttention",
-    "GLA",
-    "HGRN2",
-    "RetNet",
-    "Mamba",
-    "Mamba2",
-    "DeltaNet",
-    "GatedDeltaNet",
-    "RGLRU",
-    "MinGRU",
-)
-MATRICES = ("Attention", "LinearAttention", "DeltaNet", "GatedDeltaNet", *TURNS)
-VECTORS = ("LSTM", "GRU", "LEM", "RGLRU", "HGRN", "MinGRU", "MinLSTM")
+GATED = ("GLA", "HGRN2", "RetNet", "Mamba2", "MLSTM", "ReGLA", "RWKV5", "RWKV6", "LogLinearMamba2")
+CORRECTED = ("DeltaNet", "GatedDeltaNet", "KDA", "LogLinearGatedDeltaNet")
+DECAYS = ("LinearAttention", *GATED, *CORRECTED, "Mamba", "RWKV4", "RGLRU", "MinGRU", "MinLSTM")
+MATRICES = ("Attention", "LinearAttention", *GATED, *CORRECTED, *TURNS, "DeltaProduct", "RWKV7")
+VECTORS = (*CELLS, "LRU", "S5", "RWKV4", "RGLRU", "HGRN", "MinGRU", "MinLSTM")
 UNLEARNED = 0.5  # scaled accuracy below which a task counts as not learned
 
 # What is known of classes of mixers: (what, task, where, mixers, what one of them reaches; None: none of them learns).
@@ -148,8 +140,8 @@ def draw(figure, series) -> None:
     """Two tables of colours, at the length and beyond; recall against the state's size; the two speeds."""
     card, costs = series["card"], series["costs"]
     rows, columns = list(card), list(next(iter(card.values())))
-    figure.set_size_inches(6 + 0.9 * len(columns), 3.5 + 0.45 * len(rows))
-    axes = figure.subplots(2, 2, height_ratios=(max(2, 0.5 * len(rows)), 3))
+    figure.set_size_inches(6 + 0.9 * len(columns), 3.5 + 0.6 * len(rows))
+    axes = figure.subplots(2, 2, height_ratios=(max(2, 0.5 * len(rows)), max(3, 0.25 * len(rows))))
     for ax, where, title in (
         (axes[0, 0], "near", "at the training length"),
         (axes[0, 1], "far", f"at {series['far']} times the length"),
