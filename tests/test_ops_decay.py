@@ -18,6 +18,7 @@ from matrix_state import (
     temporary_mebibytes,
 )
 from tolerance import close, distance
+from walk import walk
 
 from jaxlm.errors import ConfigError, ShapeError
 from jaxlm.ops.decay import decay, decay_naive
@@ -35,6 +36,13 @@ def test_chunked_is_naive(kind):
 @pytest.mark.parametrize(("kind", "t", "chunk"), [("vector", 1, 16), ("scalar", 37, 8), ("vector", 37, 32)])
 def test_lengths_and_chunks(kind, t, chunk):
     close(*both(inputs(kind, t=t), None, chunk=chunk))
+
+
+def test_many_models_at_once_have_no_product_of_seven_axes():
+    """XLA for CPU crashes when it sums one with an axis of size 1 (jaxlib 0.10.2, 0.11.0; jax-ml/jax issue 40412)."""
+    d = jax.tree.map(lambda x: x[None], inputs("vector", t=32))
+    jaxpr = jax.make_jaxpr(jax.vmap(lambda d: program(decay, chunk=32)(d, None)))(d)
+    assert max(eqn.outvars[0].aval.ndim for eqn in walk(jaxpr) if eqn.primitive.name == "mul") <= 6
 
 
 @pytest.mark.parametrize("kind", KINDS)

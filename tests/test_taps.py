@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.extend.core import jaxprs_in_params
 from tolerance import close
+from walk import walk
 
 from jaxlm import taps
 from jaxlm.errors import ConfigError, ShapeError
@@ -203,13 +203,6 @@ def test_remat_is_kept_with_its_policy(params, x):
         assert [e.params["policy"] for e in found] == [policy]
         assert found[0].params["prevent_cse"] is True
         assert "resid" in {e.params["name"] for e in walk(jaxpr) if e.primitive.name == "name"}
-
-
-def walk(jaxpr):
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield eqn
-        for sub in jaxprs_in_params(eqn.params):
-            yield from walk(sub)
 
 
 def test_what_holds_no_wanted_name_is_left_alone(params, x):

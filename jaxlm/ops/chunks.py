@@ -163,24 +163,28 @@ def _vector_scores(q: Array, k: Array, b: Array) -> Array:
 
     A pair with the late place in the second half and the early one in the first decays through the middle: both factors
     are at most 1, so the product is a plain matrix product and nothing can overflow.
+
+    The halves lie along h, which stays in front and so keeps its placing: an axis of their own would make arrays of
+    seven axes under vmap, on which XLA for CPU may crash (jaxlib 0.10.2, 0.11.0: jax-ml/jax issues 39257, 40412).
     """
-    c, width = k.shape[-2:]
+    rows, h, z, c, width = q.shape
     if c <= BLOCK:
-        causal = jnp.tril(jnp.ones((c, c), bool)).reshape((1,) * (k.ndim - 2) + (c, c, 1))
+        causal = jnp.tril(jnp.ones((c, c), bool))[None, None, :, :, None]
         gaps = gap(b[..., :, None, :], b[..., None, :, :])
         decayed = k[..., None, :, :] * jnp.exp(jnp.where(causal, gaps, jnp.zeros((), gaps.dtype)))
-        return jnp.einsum("...zik,...ijk->...zij", q, decayed)
+        return jnp.einsum("bhzik,bhijk->bhzij", q, decayed)
     m = c // 2
-    qs = jnp.moveaxis(q.reshape(*q.shape[:-2], 2, m, width), -3, -4)
-    ks = k.reshape(*k.shape[:-2], 2, m, width)
-    bs = b.reshape(*b.shape[:-2], 2, m, width)
-    near = _vector_scores(qs, ks, bs)
+    qs = q.reshape(rows, h, z, 2, m, width).swapaxes(2, 3)
+    ks = k.reshape(rows, h, 2, m, width)
+    bs = b.reshape(2, rows, h, 2, m, width)
+    halves = (a.reshape(*a.shape[:-4], 2 * h, *a.shape[-2:]) for a in (ks, bs))
+    near = _vector_scores(qs.reshape(rows, 2 * h, z, m, width), *halves).reshape(rows, h, 2, z, m, m)
     middle = bs[..., 0, -1:, :]
-    late = qs[..., 1, :, :, :] * jnp.exp(gap(bs[..., 1, :, :], middle))[..., None, :, :]
-    early = ks[..., 0, :, :] * jnp.exp(gap(middle, bs[..., 0, :, :]))
-    far = jnp.einsum("...zik,...jk->...zij", late, early)
-    above = jnp.concatenate([near[..., 0, :, :, :], jnp.zeros_like(far)], axis=-1)
-    return jnp.concatenate([above, jnp.concatenate([far, near[..., 1, :, :, :]], axis=-1)], axis=-2)
+    late = qs[:, :, 1] * jnp.exp(gap(bs[..., 1, :, :], middle))[:, :, None]
+    early = ks[:, :, 0] * jnp.exp(gap(middle, bs[..., 0, :, :]))
+    far = jnp.einsum("bhzik,bhjk->bhzij", late, early)
+    above = jnp.concatenate([near[:, :, 0], jnp.zeros_like(far)], axis=-1)
+    return jnp.concatenate([above, jnp.concatenate([far, near[:, :, 1]], axis=-1)], axis=-2)
 
 
 def chosen(keep: Array, x: Array) -> Array:
