@@ -27,6 +27,7 @@ NEEDS = ()
 # Classes of mixers, each with every mixer of the library that is surely in it.
 CELLS = ("RNN", "GRU", "LSTM", "OdysseyLSTM", "SLSTM", "SCRN", "CoRNN", "LTC", "LTM", "LEM")
 TURNS = ("DeltaNet to -1", "GatedDeltaNet to -1")  # transitions with eigenvalues down to -1
+BLOCKS = ("RegularLRNN",)  # block-diagonal transitions
 GATED = ("GLA", "HGRN2", "RetNet", "Mamba2", "MLSTM", "ReGLA", "RWKV5", "RWKV6", "LogLinearMamba2")
 CORRECTED = ("DeltaNet", "GatedDeltaNet", "KDA", "LogLinearGatedDeltaNet")
 DECAYS = ("LinearAttention", *GATED, *CORRECTED, "Mamba", "RWKV4", "RGLRU", "MinGRU", "MinLSTM")
@@ -38,10 +39,14 @@ UNLEARNED = 0.5  # scaled accuracy below which a task counts as not learned
 SEPARATIONS = (
     ("parity, nonlinear cells", "Parity", "far", CELLS, 0.9),
     ("parity, eigenvalues to -1", "Parity", "far", TURNS, 0.8),
+    ("parity, block-diagonal transitions", "Parity", "far", BLOCKS, 0.8),
     ("parity, transitions in [0, 1]", "Parity", "far", DECAYS, None),
     ("parity, attention", "Parity", "far", ("Attention",), None),
     ("sum mod 5, nonlinear cells", "Sum", "near", CELLS, 0.8),
+    ("sum mod 5, block-diagonal transitions", "Sum", "far", BLOCKS, 0.8),
     ("sum mod 5, transitions in [0, 1]", "Sum", "near", DECAYS, None),
+    ("modular arithmetic, block-diagonal transitions", "ModularArithmetic", "near", BLOCKS, 0.8),
+    ("modular arithmetic, transitions in [0, 1]", "ModularArithmetic", "near", DECAYS, None),
     ("recall, attention and matrix memories", "MQAR", "near", MATRICES, 0.9),
     ("recall, vector states", "MQAR", "near", VECTORS, None),
 )
