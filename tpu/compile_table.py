@@ -126,7 +126,7 @@ def cells(row: Row) -> str:
     took = f"{row['compile_seconds']['core']:.0f}" if "compile_seconds" in row else row.get("said", "no")
     parts = (
         batch,
-        " / ".join(bound_mark(side) + gib(side["held"]) if "held" in side else "?" for side in (row, plan)),
+        " / ".join(gib(side["held"]) if "held" in side else "?" for side in (row, plan)),
         " / ".join({True: "yes", False: "**no**", None: "?"}[side.get("fits")] for side in (row, plan)),
         " / ".join(gib(*side["moved"].values()) if "moved" in side else "?" for side in (row, plan)),
         f"{1e3 * best['step_seconds']:,.0f} ({bound})",
@@ -134,11 +134,6 @@ def cells(row: Row) -> str:
         took,
     )
     return f"{head} " + " | ".join(parts) + " |"
-
-
-def bound_mark(side: Row) -> str:
-    """A row that was compiled before the compiler's peak was read has its sum of temporaries: more than is held."""
-    return "≤ " if "temporary_sum" in side.get("bytes", {}) else ""
 
 
 def gib(*parts: int | None) -> str:
