@@ -1,8 +1,8 @@
 """A language model of 0.2 billion weights over Long Expressive Memory (Rusch et al. 2022).
 
 command    jaxlm train configs/lem_200m.py --mesh data=16 --text CORPUS --tokenizer tokenizer.json
-plan       16 v5e, mesh data=16: 5.6 GiB a chip, 1.85 hours and $36 at best (jaxlm plan lem_200m --chip v5e)
-           31 % of the products: for every token the recurrent weights are read again, in 17,022 turns of loops an
+plan       16 v5e, mesh data=16: 5.6 GiB a chip, 1.73 hours and $33 at best (jaxlm plan lem_200m --chip v5e)
+           33 % of the products: for every token the recurrent weights are read again, in 17,022 turns of loops an
            update, one after the other; what it costs to begin a turn is not counted
 expected   not run: no pod was at hand; a tokenizer of up to 32,000 tokens, 4 billion tokens in all
 """

@@ -1,9 +1,10 @@
 """Nonlinear cells over time: small products in the loop, the gradients of their weights in one product a segment.
 
-Autodiff of a loop adds an outer product to every weight's gradient at every step. Here the forward pass keeps the
-pre-activations and one state a segment. The tangent of a segment runs its steps again from the kept pre-activations,
-which costs no product, and takes what the weights' tangents add to all of its steps in one product. So its transpose,
-the backward pass, goes back through the steps, and then makes each weight's gradient in one product.
+Autodiff of a loop adds an outer product to every weight's gradient at every step. Here the forward pass takes the inputs
+of a segment in one product, and keeps the pre-activations and one state a segment. The tangent of a segment runs its
+steps again from the kept pre-activations, which costs no product, and takes what the weights' tangents add to all of its
+steps in one product. So its transpose, the backward pass, goes back through the steps, and then makes each weight's
+gradient in one product.
 """
 
 from collections.abc import Callable
@@ -67,7 +68,9 @@ def cell(
     xs, starts = jnp.moveaxis(x, 1, 0), None if starts is None else jnp.moveaxis(starts, 1, 0)
     if x.shape[1] == 1:
         state = _reset(None if starts is None else starts[0], fresh, state)
-        y, state, _ = _one(step, partial(_sums, _columns(maps, x.dtype), xs[0]), state)
+        weights = _columns(maps, x.dtype)
+        us = {name: _drives(w, xs[0]) for name, w in weights.items()}
+        y, state, _ = _one(step, partial(_sums, weights, us, x.dtype), state)
         return y[:, None], state
     done: Any = _run(step, every, maps, xs, starts, state, fresh)
     return jnp.moveaxis(done[0], 0, 1), done[1]
@@ -104,12 +107,14 @@ def _forward(step: Step, every: int, maps: Maps, xs: Array, starts: Array | None
     weights = _columns(maps, xs.dtype)
 
     def one(state: Tree, at: Any) -> tuple[Tree, Any]:
-        x, start = at
-        y, state, sums = _one(step, partial(_sums, weights, x), _reset(start, fresh, state))
+        us, start = at
+        y, state, sums = _one(step, partial(_sums, weights, us, xs.dtype), _reset(start, fresh, state))
         return state, (y, sums)
 
     def segment(first: Tree, piece: Any) -> tuple[Tree, Any]:
-        last, (ys, sums) = jax.lax.scan(one, first, piece)
+        x, start = piece
+        us = {name: _drives(w, x) for name, w in weights.items()}
+        last, (ys, sums) = jax.lax.scan(one, first, (us, start))
         return last, (ys, (sums, first))
 
     ys, kept = [], []
@@ -215,12 +220,12 @@ def _drives(w: Columns, x: Array) -> Gates:
     )
 
 
-def _sums(weights: dict[str, Columns], x: Array, name: str, v: Array) -> Gates:
-    """x A + b + v W, v W by one product."""
+def _sums(weights: dict[str, Columns], us: dict[str, Gates], dtype: Any, name: str, v: Array) -> Gates:
+    """u + v W, v W by one product."""
     w = weights[name]
-    h = wide(_product(v.astype(x.dtype), w.joint))
+    h = wide(_product(v.astype(dtype), w.joint))
     m = w.hidden[0].shape[1]
-    return tuple(u + h[:, g * m : (g + 1) * m] for g, u in enumerate(_drives(w, x)))
+    return tuple(u + h[:, g * m : (g + 1) * m] for g, u in enumerate(us[name]))
 
 
 def _rows(w: Affine) -> Gates:
