@@ -1,10 +1,10 @@
 """Nonlinear cells over time: small products in the loop, the gradients of their weights in one product a segment.
 
 Autodiff of a loop adds an outer product to every weight's gradient at every step. Here the forward pass takes a
-segment's inputs in one product, and keeps the pre-activations and one state a segment. The tangent of a segment runs its
-steps again from the kept pre-activations, which costs no product, and takes what the weights' tangents add to all of
-its steps in one product. So its transpose, the backward pass, goes back through the steps, and then makes each weight's
-gradient in one product.
+segment's inputs in one product, and keeps the pre-activations and one state a segment. The tangent of a segment runs
+its steps again from the kept pre-activations, which costs no product, and takes what the weights' tangents add to all
+of its steps in one product. So its transpose, the backward pass, goes back through the steps, and then makes each
+weight's gradient in one product.
 """
 
 from collections.abc import Callable
