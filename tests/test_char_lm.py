@@ -190,9 +190,10 @@ def test_it_learns_from_samples():
         (nats, n), _ = model.loss(params, *batch(key, 32))
         return {"full": nats / n}
 
-    keys = jax.random.key(0)[None]
-    found = fit(keys, lambda key: init(model, key), loss, optax.adam(2e-2), steps=150, every=150, watch=watch)
-    assert found.watched["full"][-1, 0] < 0.3 < np.log(len(WORDS)), found.watched
+    # eight sampled classes make a loud gradient: a quicker rate wanders, and where it ends is a matter of rounding
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = fit(keys, lambda key: init(model, key), loss, optax.adam(5e-3), steps=300, every=300, watch=watch)
+    assert found.watched["full"][-1].max() < 0.3 < np.log(len(WORDS)), found.watched
 
 
 @pytest.mark.parametrize(
